@@ -1,0 +1,1 @@
+"""Callbacks for any Lightning project that trains a Hugging Face model."""

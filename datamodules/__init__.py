@@ -1,0 +1,1 @@
+"""Supervised, preference and prompt data as LightningDataModules."""

@@ -1,0 +1,56 @@
+"""Fine-tune and align language models as composable PyTorch Lightning parts.
+
+The public names are imported on first use, so that ``import lit_align`` costs nothing and a
+foreign project that wants one loss does not pay for the rest.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_align.algorithms.dpo import DPO as DPO
+    from lit_align.algorithms.reward import RewardModel as RewardModel
+    from lit_align.algorithms.sft import SFT as SFT
+    from lit_align.batches import Forest as Forest
+    from lit_align.batches import LossOutput as LossOutput
+    from lit_align.batches import Scores as Scores
+    from lit_align.models.config import LoraConfig as LoraConfig
+    from lit_align.models.config import ModelConfig as ModelConfig
+    from lit_align.models.config import QuantizationConfig as QuantizationConfig
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DPO": "lit_align.algorithms.dpo",
+    "SFT": "lit_align.algorithms.sft",
+    "RewardModel": "lit_align.algorithms.reward",
+    "Forest": "lit_align.batches",
+    "LossOutput": "lit_align.batches",
+    "Scores": "lit_align.batches",
+    "LoraConfig": "lit_align.models.config",
+    "ModelConfig": "lit_align.models.config",
+    "QuantizationConfig": "lit_align.models.config",
+}
+
+__all__ = [
+    "DPO",
+    "SFT",
+    "Forest",
+    "LoraConfig",
+    "LossOutput",
+    "ModelConfig",
+    "QuantizationConfig",
+    "RewardModel",
+    "Scores",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lit_align' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

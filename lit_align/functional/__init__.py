@@ -1,0 +1,1 @@
+"""Tensor maths: torch in, torch out."""

@@ -1,0 +1,1 @@
+"""One pure function per paper: tensors in, one value per example (or token) out."""

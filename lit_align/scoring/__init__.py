@@ -1,0 +1,1 @@
+"""How a policy scores a forest: layouts, the head, and references."""
