@@ -1,0 +1,259 @@
+"""What every algorithm shares: building the policy, an exact average of the loss, and metrics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lit_align.algorithms.metrics import MetricTable
+from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
+from lit_align.batches import Forest, LossOutput, Metric, Statistic
+from lit_align.models.config import ModelConfig
+from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LossAverage = Literal["window", "micro_batch"]
+
+
+class AlignModule(L.LightningModule, ABC):
+    """A policy, a loss of its scores, and the bookkeeping between them.
+
+    An algorithm says how its model is built (:meth:`build`) and what its loss is (:meth:`loss`, a sum
+    and its weight). This class divides by the weight of the whole accumulation window over all
+    processes, so that no cut of the batch changes the gradient.
+
+    Args:
+        policy: Hub name, directory, description, or a module in memory.
+        tokenizer: name, directory or object; by default the policy's own.
+        lr: learning rate at the end of the warm-up.
+        optim: optimiser and schedule.
+        loss_average: ``window`` divides by the weight of the whole accumulation window over all
+            processes; ``micro_batch`` averages the averages of micro-batches, as some trainers do,
+            for those who need their numbers.
+    """
+
+    policy: nn.Module | None
+
+    def __init__(
+        self,
+        policy: ModelConfig | str | nn.Module | dict[str, Any] | None,
+        tokenizer: Any = None,
+        lr: float = 1e-5,
+        optim: OptimConfig | dict[str, Any] | None = None,
+        loss_average: LossAverage = "window",
+    ) -> None:
+        super().__init__()
+        if policy is None:
+            raise ValueError(
+                "no policy: give a Hub name, a directory, a ModelConfig, or a module in memory "
+                "(a checkpoint cannot carry the last, so give it again when loading one)"
+            )
+        in_memory = isinstance(policy, nn.Module)
+        self.model_config = None if in_memory else ModelConfig.coerce(policy)
+        # In a tuple, so that a module in memory is registered once, as part of the policy.
+        self._given = (policy if in_memory else self.model_config,)
+        self._tokenizer = tokenizer
+        self.lr = lr
+        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OptimConfig()
+        self.loss_average = loss_average
+        self.policy = None
+        # The checkpoint holds trainable weights only; on_load_checkpoint checks that they are all there.
+        self.strict_loading = False
+        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
+        self._reports: list[dict[str, Metric]] = []
+        self._window: list[Tensor] = []
+        self._backward_weight: Tensor | None = None
+        self._train_table = MetricTable()
+        self._eval_table = MetricTable()
+
+    # -- what an algorithm says ------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, model: Any) -> nn.Module:
+        """The scorer around the model of the description ``model``, weights included."""
+
+    @abstractmethod
+    def loss(self, scores: Any, batch: Forest) -> LossOutput:
+        """The loss of a forest, or of a part of one, as a sum over its prompts."""
+
+    def prepare(self, batch: Forest) -> Forest:
+        """Add to the batch what the loss needs beside the policy's scores."""
+        return batch
+
+    def score_options(self, logging: bool) -> dict[str, Any]:
+        """Keyword arguments of the scorer; ``logging`` says whether statistics will be reported."""
+        return {}
+
+    # -- model -----------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The policy's tokenizer, loaded on first use; data modules take it from here."""
+        from lit_align.models.tokenizers import load_tokenizer
+
+        if self._tokenizer is None and self.model_config is None:
+            raise ValueError("a policy in memory has no tokenizer: give tokenizer= to the algorithm")
+        if self._tokenizer is None or isinstance(self._tokenizer, str):
+            self._tokenizer = load_tokenizer(self._tokenizer or self.model_config)
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Build the weights, where the strategy wants them; called again it does nothing."""
+        if self.policy is not None:
+            return
+        self.policy = self.build(self._given[0])
+        if self._tokenizer is not None or self.model_config is not None:
+            from lit_align.models.tokenizers import check_tokenizer
+
+            check_tokenizer(self.tokenizer, self.policy.model)
+
+    def score(self, batch: Forest, **options: Any) -> Any:
+        """What the policy says about a batch, without a loss."""
+        if self.policy is None:
+            self.configure_model()
+        assert self.policy is not None
+        return self.policy(batch, **options)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def training_step(self, batch: Forest, batch_idx: int) -> Tensor:
+        """The average loss of the micro-batch; its gradient is made exact in :meth:`optimizer_step`."""
+        output = self._run(batch, logging=self._logs_this_step())
+        weight = output.weight if self.loss_average == "window" else torch.ones_like(output.weight)
+        self._backward_weight = weight
+        tokens = torch.tensor(float(batch.num_tokens), device=weight.device)
+        self._window.append(torch.stack((weight.float(), tokens)))
+        self._reports.append(output.metrics)
+        return _average(output)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Accumulate the gradient of the sum, so that uneven micro-batches count by their weight."""
+        assert self._backward_weight is not None
+        (loss * self._backward_weight).backward(*args, **kwargs)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Divide the accumulated gradient by the weight of the window, then step.
+
+        Inside the closure, so that clipping and every callback see the gradient of the average.
+        """
+
+        def closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            self._average_gradients(optimizer)
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        self.after_optimizer_step()
+        if self._logs_this_step():
+            self._log_training()
+
+    def after_optimizer_step(self) -> None:
+        """Called once per optimiser step, after the weights have changed."""
+
+    def validation_step(self, batch: Forest, batch_idx: int) -> None:
+        """Collect metrics of a validation batch."""
+        self._reports.append(self._run(batch, logging=True).metrics)
+
+    def on_validation_epoch_start(self) -> None:
+        """Set the training reports aside: validation may run between two logging steps."""
+        self._eval_table.reset()
+        self._training_reports, self._reports = self._reports, []
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the averages over all validation rows of all processes."""
+        self._log_evaluation("val")
+        self._reports = self._training_reports
+
+    def test_step(self, batch: Forest, batch_idx: int) -> None:
+        """Collect metrics of a test batch."""
+        self._reports.append(self._run(batch, logging=True).metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an earlier stage reported."""
+        self._eval_table.reset()
+        self._reports = []
+
+    def on_test_epoch_end(self) -> None:
+        """Report the averages over all test rows of all processes."""
+        self._log_evaluation("test")
+
+    # -- optimiser and checkpoint ------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trainable weights, and the schedule, stepped per optimiser step."""
+        optimizer = build_optimizer(self, self.optim, self.lr)
+        schedule = build_schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def saved_names(self) -> frozenset[str]:
+        """Names in the state dict that belong in a checkpoint."""
+        return saved_names(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen weights out."""
+        keep_saved(checkpoint, self.saved_names())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong to this model."""
+        self.configure_model()
+        check_saved(checkpoint["state_dict"], self.saved_names())
+
+    # -- the rest --------------------------------------------------------------------------------
+
+    def _run(self, batch: Forest, logging: bool) -> LossOutput:
+        output = self.score(self.prepare(batch), loss=self.loss, **self.score_options(logging))
+        metrics = {"loss": Metric(output.total.detach(), output.weight), **output.metrics}
+        return output._replace(metrics=metrics)
+
+    def _logs_this_step(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return self.trainer.fast_dev_run or (every > 0 and (self.trainer.global_step + 1) % every == 0)
+
+    def _average_gradients(self, optimizer: Optimizer) -> None:
+        weight, tokens = torch.stack(self._window).sum(0)
+        self._window.clear()
+        if self.trainer.world_size > 1:
+            both = self.trainer.strategy.reduce(torch.stack((weight, tokens)), reduce_op="sum")
+            weight, tokens = both
+        self.tokens_seen += tokens.long()
+        # Lightning divides by the accumulation factor, data parallelism by the number of processes.
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        scale = torch.where(weight > 0, factor / weight, torch.zeros_like(weight))
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+        if local:
+            torch._foreach_mul_(local, scale)
+
+    def _log_training(self) -> None:
+        self._train_table.update(self._reports)
+        self._reports = []
+        found = self._train_table.compute()
+        self._train_table.reset()
+        self.log("train/loss", found.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in found.items()})
+        self.log("train/num_tokens", self.tokens_seen.float())
+
+    def _log_evaluation(self, stage: str) -> None:
+        self._eval_table.update(self._reports)
+        self._reports = []
+        found = self._eval_table.compute()
+        # Equal on all processes already; sync_dist only tells Lightning so.
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, sync_dist=True)
+
+
+def _average(output: LossOutput) -> Tensor:
+    # A batch without weight has nothing to say; its total is 0 and so is its average.
+    return output.total / output.weight.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,30 @@
+"""Hyper-parameters as plain data, so that a checkpoint loads without running anyone's code."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from torch import nn
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``locals()`` holds at the top of ``__init__``, as plain data.
+
+    An object that has no plain form (a module in memory, a function) becomes ``None`` and has to be
+    given again when the checkpoint is loaded by hand.
+    """
+    return {k: _plain(v) for k, v in arguments.items() if k != "self" and not k.startswith("__")}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, nn.Module) and hasattr(value, "spec"):
+        return _plain(value.spec())
+    return None

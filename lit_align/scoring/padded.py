@@ -1,0 +1,107 @@
+"""The padded layout: rectangles, a mask, and the model's own forward.
+
+The reference that every other layout is compared with, and the one that fits every architecture:
+nothing is asked of a model but what its ``forward`` promises.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lit_align.batches import Forest, Scores, Statistic
+from lit_align.functional.logprobs import token_statistics
+
+
+class Rectangle(NamedTuple):
+    """A forest as right-padded rows, prompt and completion together.
+
+    Attributes:
+        input_ids: ``[C, L]``.
+        attention_mask: ``[C, L]``, 1 on tokens.
+        columns: ``[N]`` column of each completion token in its row.
+        lengths: ``C`` lengths of the rows.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    columns: Tensor
+    lengths: tuple[int, ...]
+
+
+def rectangle(batch: Forest) -> Rectangle:
+    """Lay a forest out in rows."""
+    po, co = batch.prompt_offsets, batch.completion_offsets
+    rows = [
+        torch.cat((batch.prompt_ids[po[p] : po[p + 1]], batch.completion_ids[co[c] : co[c + 1]]))
+        for c, p in enumerate(batch.parents)
+    ]
+    lengths = tuple(len(row) for row in rows)
+    input_ids = pad_sequence(rows, batch_first=True) if rows else batch.completion_ids.new_zeros((0, 0))
+    width = torch.arange(input_ids.shape[1], device=batch.device)
+    mask = (width < torch.tensor(lengths, device=batch.device)[:, None]).long()
+    # A token's column is its place in the flat completions, shifted by where its row starts them.
+    shifts = [batch.prompt_lengths[p] - co[c] for c, p in enumerate(batch.parents)]
+    place = torch.arange(len(batch.completion_ids), device=batch.device)
+    columns = place + torch.tensor(shifts, dtype=torch.long, device=batch.device)[batch.sequence]
+    return Rectangle(input_ids, mask, columns, lengths)
+
+
+def score(
+    model: nn.Module,
+    batch: Forest,
+    statistics: frozenset[Statistic] = frozenset(),
+    temperature: float = 1.0,
+) -> Scores:
+    """Log-probs of the tokens that weigh something, by plain autograd through the model's logits.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters.
+        batch: the forest.
+        statistics: what to return beside the log-probs.
+        temperature: the logits are divided by it.
+    """
+    rows = rectangle(batch)
+    accepted = _accepted(model)
+    extra: dict[str, Any] = {}
+    # Only columns that predict a completion token need logits: with a vocabulary of 100k that is
+    # most of the memory.
+    first, last = _predicting_columns(batch)
+    if "logits_to_keep" in accepted:
+        extra["logits_to_keep"] = torch.arange(first, last, device=batch.device)
+    if "router_loss" in statistics:
+        if "output_router_logits" not in accepted:
+            raise ValueError(f"{type(model).__name__} has no router: it is not a mixture of experts")
+        extra["output_router_logits"] = True
+    output = model(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **extra
+    )
+    logits = output.logits if "logits_to_keep" in extra else output.logits[:, first:last]
+
+    scored = batch.weights.nonzero().squeeze(1)
+    picked = logits[batch.sequence[scored], rows.columns[scored] - 1 - first]
+    if temperature != 1.0:
+        picked = picked / temperature
+    wanted = frozenset(statistics - {"router_loss"})
+    found = token_statistics(picked, batch.completion_ids[scored], wanted)
+    full = {name: _scatter(value, scored, len(batch.completion_ids)) for name, value in found.items()}
+    return Scores(**full, router_loss=output.aux_loss if "router_loss" in statistics else None)
+
+
+def _predicting_columns(batch: Forest) -> tuple[int, int]:
+    prompts = [batch.prompt_lengths[p] for p in batch.parents]
+    first = max(min(prompts, default=1) - 1, 0)
+    last = max((p + c for p, c in zip(prompts, batch.completion_lengths, strict=True)), default=1) - 1
+    return first, max(last, first)
+
+
+def _scatter(values: Tensor, index: Tensor, length: int) -> Tensor:
+    return values.new_zeros(length).index_put((index,), values)
+
+
+def _accepted(model: nn.Module) -> frozenset[str]:
+    # PEFT wraps the model and passes everything on, so it is the wrapped forward that decides.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(inner.forward).parameters)
