@@ -1,0 +1,35 @@
+"""What an import costs: heavy packages are loaded where they are used, not before."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("peft", "bitsandbytes", "datasets", "transformers")
+
+
+def modules_after(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(' '.join(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing():
+    assert not modules_after("import lit_align") & {*HEAVY, "torch", "lightning"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lit_align import DPO, SFT, RewardModel",
+        "from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule",
+        "from lit_align.scoring import references",
+        "import lit_align.losses.preference",
+    ],
+)
+def test_names_come_without_the_heavy_packages(code):
+    assert not modules_after(code) & {"peft", "bitsandbytes", "datasets"}
+
+
+def test_a_loss_needs_torch_alone():
+    assert not modules_after("import lit_align.losses.dpo") & {*HEAVY, "lightning"}
