@@ -1,0 +1,174 @@
+"""From a description to a model with weights."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from lit_align.models.config import DTYPES, ModelConfig
+from lit_align.models.lora import add_adapters
+from lit_align.models.quantization import quantization_arguments, refuse_in_memory
+from lit_align.models.seeding import seeded
+from lit_align.models.sources import check_loaded, locate
+
+logger = logging.getLogger(__name__)
+
+#: What the scoring head is called in the sequence classifiers of transformers.
+HEAD_NAMES = ("score", "classifier")
+
+
+def build_causal_lm(policy: Any, *, options: ModelConfig | None = None) -> nn.Module:
+    """A causal language model from a name, a directory, a description, or a module in memory.
+
+    Args:
+        policy: anything :meth:`ModelConfig.coerce` takes, or an ``nn.Module``, which is used as it is.
+        options: for a module in memory only: a description whose ``lora``, ``adapter``, ``seed`` and
+            ``gradient_checkpointing`` are applied to it; its path is ignored.
+
+    Returns:
+        The model, with adapters on it where they were asked for. ``auto`` keeps the checkpoint's
+        dtype; nothing is cast in silence.
+
+    Raises:
+        ValueError: a directory without weights, a checkpoint that lacks weights of the model,
+            quantisation of a module in memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _build(AutoModelForCausalLM, policy, options, "CAUSAL_LM", heads=())
+
+
+def build_reward_model(
+    policy: Any, *, pad_token_id: int | None = None, options: ModelConfig | None = None
+) -> nn.Module:
+    """A sequence classifier with one output.
+
+    A checkpoint of a causal language model gets a fresh head, drawn from ``seed``. With LoRA the head is
+    trained and saved whole beside the adapters.
+
+    Args:
+        policy: as for :func:`build_causal_lm`.
+        pad_token_id: written into the model's configuration, where transformers needs it to find the
+            last token of a row; by default what is there, or else the EOS.
+        options: as for :func:`build_causal_lm`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model = _build(AutoModelForSequenceClassification, policy, options, "SEQ_CLS", heads=HEAD_NAMES)
+    config: Any = model.config
+    if config.num_labels != 1:
+        raise ValueError(f"a reward model has one output, but this one has {config.num_labels} labels")
+    if pad_token_id is None:
+        pad_token_id = config.pad_token_id
+    if pad_token_id is None:
+        eos = config.eos_token_id
+        pad_token_id = eos[0] if isinstance(eos, list) else eos
+    config.pad_token_id = pad_token_id
+    return model
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass, without reentrance and without a cache of keys.
+
+    The non-reentrant kind needs no inputs that require gradients, so adapters on a frozen embedding learn
+    without a hook on it.
+    """
+    inner: Any = model
+    if not getattr(inner, "supports_gradient_checkpointing", hasattr(inner, "peft_config")):
+        raise ValueError(f"{type(model).__name__} does not support gradient checkpointing")
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inner.config.use_cache = False
+
+
+def _build(
+    auto: Any, policy: Any, options: ModelConfig | None, task: str, heads: tuple[str, ...]
+) -> nn.Module:
+    if isinstance(policy, nn.Module):
+        if options is None:
+            return policy
+        refuse_in_memory(options)
+        model: nn.Module = policy
+        config = options
+    else:
+        if options is not None:
+            raise ValueError("options are for a module in memory; put them into the description instead")
+        config = ModelConfig.coerce(policy)
+        model = _random(auto, config, heads) if config.random_weights else _load(auto, config, heads)
+    model = add_adapters(model, config, task)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
+    return model
+
+
+def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...]) -> nn.Module:
+    path = locate(config, needs_weights=True)
+    arguments = _arguments(config)
+    if heads:
+        arguments["num_labels"] = 1
+    with seeded(config.seed), _without_load_report():
+        # A sequence classifier starts from the checkpoint of a language model: its head is drawn here.
+        model, report = auto.from_pretrained(
+            path,
+            dtype="auto" if config.dtype == "auto" else DTYPES[config.dtype],
+            output_loading_info=True,
+            **quantization_arguments(config.quantization),
+            **arguments,
+        )
+    fresh = check_loaded(report, path, type(model).__name__, heads)
+    if fresh:
+        logger.warning(
+            "%s has no reward head (%s): a fresh one, from seed %d", path, ", ".join(fresh), config.seed
+        )
+    return model
+
+
+def _random(auto: Any, config: ModelConfig, heads: tuple[str, ...]) -> nn.Module:
+    from transformers import AutoConfig
+
+    arguments = _arguments(config)
+    attention = arguments.pop("attn_implementation", None)
+    if config.architecture is not None:
+        described = AutoConfig.for_model(**config.architecture)
+    else:
+        described = AutoConfig.from_pretrained(locate(config, needs_weights=False), **arguments)
+    if heads:
+        described.num_labels = 1
+    # Random weights have no name that they could be loaded by again.
+    described._name_or_path = ""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.dtype != "auto":
+        options["dtype"] = DTYPES[config.dtype]
+    if attention is not None:
+        options["attn_implementation"] = attention
+    with seeded(config.seed):
+        return auto.from_config(described, **options)
+
+
+def _arguments(config: ModelConfig) -> dict[str, Any]:
+    if config.trust_remote_code:
+        logger.warning(
+            "trust_remote_code: Python code from %s%s is run on this machine",
+            config.path,
+            f" at {config.revision}" if config.revision else " (no revision pinned)",
+        )
+    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        arguments["revision"] = config.revision
+    if config.attn_implementation is not None:
+        arguments["attn_implementation"] = config.attn_implementation
+    return arguments
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    # The table of missing and unexpected keys is judged by check_loaded, which knows what was expected.
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)

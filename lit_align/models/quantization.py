@@ -1,0 +1,54 @@
+"""Loading a base in 4 or 8 bits, through bitsandbytes as transformers wires it."""
+
+from typing import Any
+
+import torch
+
+from lit_align.models.config import DTYPES, ModelConfig, QuantizationConfig
+
+
+def quantization_arguments(config: QuantizationConfig | None) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a quantised base, none where none is asked for.
+
+    Quantised weights are made on the device they will live on: the current default device, which
+    Lightning sets to the process's own while it builds the model.
+    """
+    if config is None:
+        return {}
+    return {
+        "quantization_config": bitsandbytes_config(config),
+        "device_map": {"": str(torch.get_default_device())},
+    }
+
+
+def bitsandbytes_config(config: QuantizationConfig) -> Any:
+    """The configuration of transformers for ours."""
+    from transformers import BitsAndBytesConfig
+
+    if config.kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, **config.extra)
+    # Without a compute dtype bitsandbytes takes the input's, which is the model's own.
+    compute = (
+        {} if config.compute_dtype == "auto" else {"bnb_4bit_compute_dtype": DTYPES[config.compute_dtype]}
+    )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quant,
+        **compute,
+        **config.extra,
+    )
+
+
+def refuse_in_memory(config: ModelConfig) -> None:
+    """Refuse options that only loading can follow, for a module that is in memory already."""
+    if config.quantization is not None:
+        raise ValueError(
+            "a module in memory cannot be quantised: bitsandbytes quantises while it loads. Give the path of "
+            "the model instead, or load it with a quantization_config yourself and pass that"
+        )
+    if config.dtype != "auto":
+        raise ValueError(
+            f"dtype {config.dtype} for a module in memory: convert it yourself (module.to({config.dtype})), "
+            "so that nothing is cast behind your back"
+        )
