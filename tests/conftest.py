@@ -1,0 +1,30 @@
+"""Fixtures that tests of several folders use."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDENS = Path(__file__).parents[2] / "shared" / "goldens"
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Folder of the reference numbers, with the tiny models that they were computed with."""
+    if not GOLDENS.is_dir():
+        pytest.skip(f"the reference numbers are not here: no folder {GOLDENS}")
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder: Path) -> Callable[[str], dict[str, Any]]:
+    """``golden("dpo")`` reads ``dpo.json``, and adds ``by_id``: its cases by their short name."""
+
+    def read(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((golden_folder / f"{name}.json").read_text())
+        content["by_id"] = {case["id"].removeprefix(f"{name}/"): case for case in content["cases"]}
+        return content
+
+    return read
