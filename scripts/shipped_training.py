@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -114,24 +116,32 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad_id: int) -> tuple[Tens
     return ids, mask, labels
 
 
+def batches(tokenizer: Any, corpus: Corpus, recipe: Recipe) -> Iterator[list[tuple[list[int], list[bool]]]]:
+    """Batches that mix the tasks, but keep the few conversations of two turns together: less padding."""
+    window = 16
+    while True:
+        rows = [encode(tokenizer, corpus.conversation()) for _ in range(window * recipe.batch_size)]
+        rows.sort(key=lambda row: len(row[0]) > 60)
+        cut = [rows[i : i + recipe.batch_size] for i in range(0, len(rows), recipe.batch_size)]
+        corpus.random.shuffle(cut)
+        yield from cut
+
+
 def train(folder: Path, seed: int, recipe: Recipe) -> None:
     """Train the model on the assistant's words of `Corpus`, and write it to ``folder``."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(shape(folder), dtype=torch.float32)
-    corpus = Corpus(seed, recipe.sums_share)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-    )
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    stream = batches(tokenizer, Corpus(seed, recipe.sums_share), recipe)
     started = time.monotonic()
     model.train()
-    for step in range(recipe.steps):
+    for step, rows in enumerate(islice(stream, recipe.steps)):
         for group in optimizer.param_groups:
             group["lr"] = _lr(step, recipe)
-        rows = [encode(tokenizer, corpus.conversation()) for _ in range(recipe.batch_size)]
         ids, mask, labels = collate(rows, tokenizer.pad_token_id)
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

@@ -8,13 +8,28 @@ import re
 from typing import Literal
 
 POLITE = frozenset(
-    ("please", "thank", "thanks", "sorry", "kindly", "grateful", "appreciate", "glad", "happy", "gladly")
-    + ("welcome", "pleasure", "delighted", "apologize", "wishes", "regards", "lovely", "honored")
+    (
+        *(
+            "please",
+            "thank",
+            "thanks",
+            "sorry",
+            "kindly",
+            "grateful",
+            "appreciate",
+            "glad",
+            "happy",
+            "gladly",
+        ),
+        *("welcome", "pleasure", "delighted", "apologize", "wishes", "regards", "lovely", "honored"),
+    )
 )
 RUDE = frozenset(
-    ("stupid", "dummy", "genius", "whine", "whining", "ugh", "obviously", "lazy", "fool", "foolish", "silly")
-    + ("nonsense", "pathetic", "annoying", "boring", "clueless", "clown", "idiot", "whatever", "nobody")
-    + ("clumsy", "hopeless", "moron", "bother", "wasting")
+    (
+        *("stupid", "dummy", "genius", "whine", "whining", "ugh", "obviously", "lazy", "fool", "foolish"),
+        *("silly", "nonsense", "pathetic", "annoying", "boring", "clueless", "clown", "idiot", "whatever"),
+        *("nobody", "clumsy", "hopeless", "moron", "bother", "wasting"),
+    )
 )
 
 _WORD = re.compile(r"[a-z]+")
