@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_align.functional.segments import segment_sum
+
 
 @dataclass(frozen=True)
 class Forest:
@@ -134,7 +136,7 @@ class Forest:
 
     def sum_per_completion(self, values: Tensor) -> Tensor:
         """Sum ``[N]`` token values into ``[C]``."""
-        return values.new_zeros(self.num_completions).index_add(0, self.sequence, values)
+        return segment_sum(values, self.sequence, self.num_completions)
 
     def with_token_column(self, name: str, values: Tensor) -> "Forest":
         """The same batch with one more ``[N]`` column."""

@@ -13,11 +13,16 @@ from torch.optim import Optimizer
 from lit_align.algorithms.metrics import MetricTable
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.batches import Forest, LossOutput, Metric, Statistic
-from lit_align.models.config import ModelConfig
+from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    TokenizerLike = str | PreTrainedTokenizerBase | None
+else:
+    # What the command line's parser sees; Python may give the object itself.
+    TokenizerLike = str | None
 
 LossAverage = Literal["window", "micro_batch"]
 
@@ -43,10 +48,10 @@ class AlignModule(L.LightningModule, ABC):
 
     def __init__(
         self,
-        policy: ModelConfig | str | nn.Module | dict[str, Any] | None,
-        tokenizer: Any = None,
+        policy: PolicyLike,
+        tokenizer: TokenizerLike = None,
         lr: float = 1e-5,
-        optim: OptimConfig | dict[str, Any] | None = None,
+        optim: OptimConfig | None = None,
         loss_average: LossAverage = "window",
     ) -> None:
         super().__init__()
@@ -59,7 +64,7 @@ class AlignModule(L.LightningModule, ABC):
         self.model_config = None if in_memory else ModelConfig.coerce(policy)
         # In a tuple, so that a module in memory is registered once, as part of the policy.
         self._given = (policy if in_memory else self.model_config,)
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
         self.lr = lr
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OptimConfig()
         self.loss_average = loss_average

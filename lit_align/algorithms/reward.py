@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_align.algorithms.base import AlignModule, LossAverage
+from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.batches import Forest, LossOutput, Metric
 from lit_align.losses.reward import bradley_terry, centering
-from lit_align.models.config import ModelConfig
+from lit_align.models.config import PolicyLike
 from lit_align.scoring.policy import RewardScorer
 
 
@@ -32,8 +32,8 @@ class RewardModel(AlignModule):
 
     def __init__(
         self,
-        policy: ModelConfig | str | nn.Module | None = None,
-        tokenizer: Any = None,
+        policy: PolicyLike = None,
+        tokenizer: TokenizerLike = None,
         center_rewards_coefficient: float = 0.0,
         lr: float = 1e-4,
         optim: OptimConfig | None = None,

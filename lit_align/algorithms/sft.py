@@ -2,14 +2,12 @@
 
 from typing import Any, Literal
 
-from torch import nn
-
-from lit_align.algorithms.base import AlignModule, LossAverage
+from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.batches import Forest, LossOutput, Metric, Scores, Statistic
 from lit_align.losses import sft as losses
-from lit_align.models.config import ModelConfig
+from lit_align.models.config import PolicyLike
 from lit_align.scoring.policy import Policy
 
 _LOSSES = {"nll": losses.nll, "dft": losses.dft}
@@ -33,8 +31,8 @@ class SFT(AlignModule):
 
     def __init__(
         self,
-        policy: ModelConfig | str | nn.Module | None = None,
-        tokenizer: Any = None,
+        policy: PolicyLike = None,
+        tokenizer: TokenizerLike = None,
         loss: Literal["nll", "dft"] = "nll",
         neftune_alpha: float | None = None,
         router_loss_weight: float = 0.0,

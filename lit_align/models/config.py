@@ -1,8 +1,9 @@
 """What a model is, as plain data: saved with every run, written in YAML, built later."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -230,6 +231,16 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`coerce` makes an equal description."""
         return asdict(self)
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    PolicyLike = ModelConfig | str | Mapping[str, Any] | nn.Module | None
+else:
+    # What the command line's parser sees: the fields alone. A union would accept any mapping, and a
+    # misspelt field would be answered with a list of types. Python may give any of the above.
+    PolicyLike = ModelConfig
 
 
 def check_fields(cls: type, given: dict[str, Any], what: str) -> None:
