@@ -28,3 +28,9 @@ def golden(golden_folder: Path) -> Callable[[str], dict[str, Any]]:
         return content
 
     return read
+
+
+@pytest.fixture(scope="session")
+def golden_models(golden_folder: Path) -> Path:
+    """Folder of the tiny models that the reference numbers belong to."""
+    return golden_folder / "models"

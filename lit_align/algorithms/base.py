@@ -113,7 +113,8 @@ class AlignModule(L.LightningModule, ABC):
         """Build the weights, where the strategy wants them; called again it does nothing."""
         if self.policy is not None:
             return
-        self.policy = self.build(self._given[0])
+        # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
+        self.policy = self.build(self._given[0]).train(self.training)
         if self._tokenizer is not None or self.model_config is not None:
             from lit_align.models.tokenizers import check_tokenizer
 

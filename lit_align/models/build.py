@@ -78,7 +78,11 @@ def enable_checkpointing(model: nn.Module) -> None:
     inner: Any = model
     if not getattr(inner, "supports_gradient_checkpointing", hasattr(inner, "peft_config")):
         raise ValueError(f"{type(model).__name__} does not support gradient checkpointing")
-    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5.2x renamed it, and warns about the old name.
+    if hasattr(inner, "activation_checkpointing_enable"):
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     inner.config.use_cache = False
 
 

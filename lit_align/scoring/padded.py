@@ -64,6 +64,8 @@ def score(
         temperature: the logits are divided by it.
     """
     rows = rectangle(batch)
+    if not rows.input_ids.numel():
+        return Scores(logps=torch.zeros_like(batch.weights))
     accepted = _accepted(model)
     extra: dict[str, Any] = {}
     # Only columns that predict a completion token need logits: with a vocabulary of 100k that is

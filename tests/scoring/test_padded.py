@@ -33,7 +33,7 @@ def test_statistics_match_the_goldens(golden, golden_models, case):
     data = golden("logprobs")
     expected = next(c for c in data["cases"] if c["id"] == f"logprobs/{case}")
     rows = data["batches"]["seq_a"]["rows"]
-    model = AutoModelForCausalLM.from_pretrained(golden_models / expected["model" if "model" in expected else "hparams"]["model"])
+    model = AutoModelForCausalLM.from_pretrained(golden_models / expected["hparams"]["model"])
     batch = Forest.from_lists([r["prompt_ids"] for r in rows], [[r["completion_ids"]] for r in rows])
     with torch.no_grad():
         scores = padded.score(model, batch, ALL, temperature=expected["hparams"]["temperature"])
@@ -64,7 +64,7 @@ def test_equals_one_sequence_at_a_time(tiny, rows):
         for j, token in enumerate(completion):
             column = len(prompt) + j
             expected.append(logps[0, column - 1, token].item() if column else 0.0)
-    torch.testing.assert_close(scores.logps, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores.logps.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
 def test_a_token_that_weighs_nothing_is_not_scored(tiny):
