@@ -148,7 +148,7 @@ def missing_stop(
         )
     return (
         f"the chat template writes no EOS ({tokenizer.eos_token!r}) after the assistant's turn: a model "
-        "trained on it would not learn to stop. Put {{ eos_token }} after the assistant's content in the template"
+        "trained on it would not learn to stop. Put {{ eos_token }} after the assistant's content there"
     )
 
 
