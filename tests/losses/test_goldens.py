@@ -20,16 +20,17 @@ from lit_align.losses.wpo import completion_weights, pair_weights
 
 # fmt: off
 DPO = [
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "sigmoid_beta0.5_b", "ipo_b",
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "sigmoid_beta0.5_b", "ipo_b",
     "sigmoid_label_smoothing_ignored", "aot_smoothed", "aot_unpaired_smoothed", "robust_no_smoothing",
-    "f_forward_kl", "f_js", "f_alpha_0.5", "f_alpha_1_is_reverse_kl", "f_js_ipo", "ld_alpha_0.4", "ld_alpha_0",
-    "wpo_sigmoid", "wpo_ipo", "sigmoid_max_length_14", "sigmoid_fully_truncated_row",
+    "f_forward_kl", "f_js", "f_alpha_0.5", "f_alpha_1_is_reverse_kl", "f_js_ipo", "ld_alpha_0.4",
+    "ld_alpha_0", "wpo_sigmoid", "wpo_ipo", "sigmoid_max_length_14", "sigmoid_fully_truncated_row",
     "ipo_fully_truncated_row", "sft_c", "sigmoid_two_micro_batches", "sft_two_micro_batches",
     "mpo_sigmoid_bco_sft",
 ]
 LEGACY = [
-    "cdpo", "sigmoid", "reference_free", "alpha_divergence_1", "alpha_divergence_0.5", "js_divergence", "robust",
+    "cdpo", "sigmoid", "reference_free", "alpha_divergence_1", "alpha_divergence_0.5", "js_divergence",
+    "robust",
 ]
 REWARD = ["plain", "plain_b", "margin", "center", "margin_center"]
 SFT = [
