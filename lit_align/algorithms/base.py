@@ -115,7 +115,7 @@ class AlignModule(L.LightningModule, ABC):
             return
         # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
         self.policy = self.build(self._given[0]).train(self.training)
-        if self._tokenizer is not None or self.model_config is not None:
+        if self._tokenizer is not None or (self.model_config is not None and self.model_config.path):
             from lit_align.models.tokenizers import check_tokenizer
 
             check_tokenizer(self.tokenizer, self.policy.model)
@@ -167,7 +167,7 @@ class AlignModule(L.LightningModule, ABC):
             self._log_training()
 
     def after_optimizer_step(self) -> None:
-        """Called once per optimiser step, after the weights have changed."""
+        """Called after the weights have changed, while ``global_step`` still counts the steps before."""
 
     def validation_step(self, batch: Forest, batch_idx: int) -> None:
         """Collect metrics of a validation batch."""
@@ -246,10 +246,9 @@ class AlignModule(L.LightningModule, ABC):
     def _log_training(self) -> None:
         self._train_table.update(self._reports)
         self._reports = []
-        found = self._train_table.compute()
+        for name, value in self._train_table.compute().items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
         self._train_table.reset()
-        self.log("train/loss", found.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in found.items()})
         self.log("train/num_tokens", self.tokens_seen.float())
 
     def _log_evaluation(self, stage: str) -> None:

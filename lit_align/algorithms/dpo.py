@@ -12,7 +12,8 @@ from lit_align.algorithms.optim import OptimConfig
 from lit_align.batches import Forest, LossOutput, Metric, Scores, Statistic
 from lit_align.losses import wpo as wpo_weights
 from lit_align.losses.ld_dpo import desensitised_logps
-from lit_align.losses.preference import Pair, PreferenceObjective
+from lit_align.losses.objective import PreferenceObjective
+from lit_align.losses.preference import Pair
 from lit_align.models.config import PolicyLike
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import Reference, default_reference
@@ -121,12 +122,15 @@ class DPO(AlignModule):
 
     def after_optimizer_step(self) -> None:
         """Let a reference that follows the policy take its step."""
-        self.reference.after_step(self.policy, self.trainer.global_step)
+        self.reference.after_step(self.policy, self.trainer.global_step + 1)
 
     def saved_names(self) -> frozenset[str]:
         """The trainable weights, and those of a reference that moves."""
-        names = self.reference.saved_names() if self.reference is not None else frozenset()
-        return super().saved_names() | {f"reference.{name}" for name in names}
+        return super().saved_names() | self.reference.saved_names()
+
+    def on_train_epoch_end(self) -> None:
+        """Let a reference that remembers write down what it holds back."""
+        self.reference.flush()
 
     def predict_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
         """Log-probs, rewards and margin per pair."""
