@@ -1,15 +1,14 @@
 """From a description to a model with weights."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from lit_align.models.config import DTYPES, ModelConfig
+from lit_align.models.loading import quiet_loading
 from lit_align.models.lora import add_adapters
-from lit_align.models.quantization import quantization_arguments, refuse_in_memory
+from lit_align.models.quantization import keep_differentiable, quantization_arguments, refuse_in_memory
 from lit_align.models.seeding import seeded
 from lit_align.models.sources import check_loaded, locate
 
@@ -70,10 +69,11 @@ def build_reward_model(
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute activations in the backward pass, without reentrance and without a cache of keys.
+    """Recompute activations in the backward pass, without reentrance.
 
     The non-reentrant kind needs no inputs that require gradients, so adapters on a frozen embedding learn
-    without a hook on it.
+    without a hook on it. ``config.use_cache`` stays: scoring passes ``use_cache=False`` by itself, and an
+    exported model should generate with its cache.
     """
     inner: Any = model
     if not getattr(inner, "supports_gradient_checkpointing", hasattr(inner, "peft_config")):
@@ -83,7 +83,6 @@ def enable_checkpointing(model: nn.Module) -> None:
         inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    inner.config.use_cache = False
 
 
 def _build(
@@ -111,15 +110,18 @@ def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...]) -> nn.Module:
     arguments = _arguments(config)
     if heads:
         arguments["num_labels"] = 1
-    with seeded(config.seed), _without_load_report():
+    with seeded(config.seed), quiet_loading():
         # A sequence classifier starts from the checkpoint of a language model: its head is drawn here.
         model, report = auto.from_pretrained(
             path,
             dtype="auto" if config.dtype == "auto" else DTYPES[config.dtype],
             output_loading_info=True,
+            # Judged below, in words that name the weights.
+            ignore_mismatched_sizes=True,
             **quantization_arguments(config.quantization),
             **arguments,
         )
+    keep_differentiable(model)
     fresh = check_loaded(report, path, type(model).__name__, heads)
     if fresh:
         logger.warning(
@@ -163,16 +165,3 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     if config.attn_implementation is not None:
         arguments["attn_implementation"] = config.attn_implementation
     return arguments
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    # The table of missing and unexpected keys is judged by check_loaded, which knows what was expected.
-    from transformers.utils import logging as hf_logging
-
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)

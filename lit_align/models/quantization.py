@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from lit_align.models.config import DTYPES, ModelConfig, QuantizationConfig
 
@@ -38,6 +39,18 @@ def bitsandbytes_config(config: QuantizationConfig) -> Any:
         **compute,
         **config.extra,
     )
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Stop 4-bit layers from repacking their weights on the CPU.
+
+    On a processor with AVX512-BF16, bitsandbytes changes the layout of a 4-bit layer at its first forward in
+    eval mode, for good, and the product with the new layout has no gradient: one validation or reference
+    pass, and adapters in later steps would learn from wrong gradients without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def refuse_in_memory(config: ModelConfig) -> None:

@@ -97,8 +97,11 @@ def check_loaded(report: Any, path: str, model: str, heads: tuple[str, ...]) -> 
             f"{path} lacks {len(lost)} weights that {model} needs: {_some(lost)}. {_advice(heads)}"
         )
     if report["mismatched_keys"]:
-        names = sorted(str(key) for key in report["mismatched_keys"])
-        raise ValueError(f"{path} has weights of another shape than {model}: {_some(names)}")
+        wrong = [
+            f"{name} is {list(found)}, not {list(wanted)}"
+            for name, found, wanted in sorted(report["mismatched_keys"])
+        ]
+        raise ValueError(f"{path} has weights of another shape than {model}: {_some(wrong)}")
     # A language model's output layer is not needed under a reward head, nor the other way round.
     spare = [k for k in sorted(report["unexpected_keys"]) if k.split(".")[0] not in ("lm_head", *heads)]
     if spare:
