@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.datamodules.bad_rows import BadRow, BadRows, DataError, OnBadRow
 from lit_align.datamodules.cache import FORMAT, TokenCache, digest_of, tokenizer_digest

@@ -116,9 +116,9 @@ class ChatRenderer:
             if message["content"].strip() and not _holds(text[start:end], message["content"]):
                 raise BadRow(
                     conversation.where,
-                    f"cannot tell where message {i} (assistant) stands in the rendered conversation: its content "
-                    f"{shown(message['content'])} is not in {shown(text[start:end])}. A template that rewrites "
-                    "earlier turns must mark them with {% generation %}",
+                    f"cannot tell where message {i} (assistant) stands in the rendered conversation: its "
+                    f"content {shown(message['content'])} is not in {shown(text[start:end])}. A template "
+                    "that rewrites earlier turns must mark them with {% generation %}",
                 )
             spans.append((start, end))
             at = end
@@ -136,9 +136,9 @@ class ChatRenderer:
         if found is None:
             raise BadRow(
                 conversation.where,
-                f"cannot tell where message {i} (assistant) begins: the conversation up to it, rendered alone, "
-                "is not how the whole begins, and its content does not stand in it as it is. Mark the turns in "
-                "the template with {% generation %}",
+                f"cannot tell where message {i} (assistant) begins: the conversation up to it, rendered "
+                "alone, is not how the whole begins, and its content does not stand in it as it is. Mark the "
+                "turns in the template with {% generation %}",
             )
         return found[0]
 
@@ -220,9 +220,9 @@ class ChatRenderer:
         template = self.template or self.tokenizer.chat_template
         if template is None:
             raise DataError(
-                f"the rows are conversations, but the tokenizer {self.tokenizer.name_or_path!r} has no chat template. "
-                "Give one with chat_template (Jinja text, or a file that holds it), use the tokenizer of a chat "
-                "model, or rows of plain text"
+                f"the rows are conversations, but the tokenizer {self.tokenizer.name_or_path!r} has no chat "
+                "template. Give one with chat_template (Jinja text, or a file that holds it), use the "
+                "tokenizer of a chat model, or rows of plain text"
             )
         if isinstance(template, dict):
             template = template.get("default")

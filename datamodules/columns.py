@@ -81,8 +81,8 @@ def choose_format(record: Record, formats: Sequence[tuple[str, ...]]) -> tuple[s
     missing = next(name for name in closest if name not in have)
     raise BadRow(
         record.where,
-        f"column {missing!r} is missing; found {', '.join(map(repr, record.values)) or 'no columns'}, expected "
-        f"{' or '.join(' + '.join(required) for required in formats)}{nearest(missing, have)} "
+        f"column {missing!r} is missing; found {', '.join(map(repr, record.values)) or 'no columns'}, "
+        f"expected {' or '.join(' + '.join(required) for required in formats)}{nearest(missing, have)} "
         f"A column of another name is mapped by columns: {{{missing}: <its name>}}",
     )
 
@@ -205,7 +205,8 @@ def _message(where: str, place: str, value: Any) -> Message:
     if role not in ROLES:
         raise BadRow(
             where,
-            f"column {place}.role: found {shown(role)}, expected one of {', '.join(ROLES)}{nearest(role, ROLES)}",
+            f"column {place}.role: found {shown(role)}, expected one of {', '.join(ROLES)}"
+            f"{nearest(role, ROLES)}",
         )
     if "content" not in found and not found.get("tool_calls"):
         what = "null" if "content" in value else "none"
@@ -240,7 +241,8 @@ def _from_sharegpt(where: str, place: str, found: Message) -> Message:
         names = ", ".join(_SHAREGPT_ROLES)
         raise BadRow(
             where,
-            f"column {place}.from: found {shown(speaker)}, expected one of {names}{nearest(speaker, _SHAREGPT_ROLES)}",
+            f"column {place}.from: found {shown(speaker)}, expected one of {names}"
+            f"{nearest(speaker, _SHAREGPT_ROLES)}",
         )
     rest = {key: item for key, item in found.items() if key not in ("from", "value")}
     message = {"role": _SHAREGPT_ROLES[speaker], **rest}

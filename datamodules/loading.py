@@ -65,7 +65,8 @@ def load_split(
         if part != "all":
             kept, held_out = hold_out(table, options.val_fraction, seed)
             table = table.select(kept if part == "kept" else held_out)
-            of_source = of_source | {"rows_kept": len(table), "tokens": int(table.lengths.sum())}
+            mine = {"rows_kept": len(table), "tokens": int(table.lengths.sum())}
+            of_source = Counter({**of_source, **mine})
         tables.append(table)
         weights.append(weight)
         counts.update(of_source)

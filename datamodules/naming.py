@@ -47,7 +47,7 @@ def nearest_files(path: Path, count: int = 3) -> list[str]:
     names = sorted(
         p.name
         for p in folder.iterdir()
-        if p.is_dir() or data_suffix(p) in SUFFIXES and not p.name.startswith(".")
+        if p.is_dir() or (data_suffix(p) in SUFFIXES and not p.name.startswith("."))
     )
     return [str(folder / name) for name in get_close_matches(path.name, names, n=count, cutoff=0.5)]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_align.datamodules import columns as read
-from lit_align.datamodules.bad_rows import BadRow, OnBadRow
+from lit_align.datamodules.bad_rows import BadRow, OnBadRow, shown
 from lit_align.datamodules.base import AlignDataModule
 from lit_align.datamodules.chat import ChatRenderer
 from lit_align.datamodules.options import (
@@ -13,8 +13,8 @@ from lit_align.datamodules.options import (
     Layout,
     Source,
     SourceOptions,
-    TokenOptions,
     Tokenizer,
+    TokenOptions,
     Truncation,
     choose,
 )
@@ -29,7 +29,7 @@ Pieces = list[tuple[str, float]]
 
 
 class PreferenceDataModule(AlignDataModule):
-    """Preference pairs: one prompt with two completions each, the chosen one first.
+    r"""Preference pairs: one prompt with two completions each, the chosen one first.
 
     A row has the columns ``chosen`` and ``rejected``, strings or lists of messages, and may have ``prompt``.
     Without a prompt, that is what both begin with: messages up to the reply, or text up to a place where
@@ -49,7 +49,7 @@ class PreferenceDataModule(AlignDataModule):
         columns: our column names to the file's: ``{chosen: good, rejected: bad}``.
         tokenizer: a name, a path, or a tokenizer; that of the trainer's module where it is not given.
         chat_template: Jinja text or a file, instead of the tokenizer's own.
-        prompt_end: text that ends every prompt, for texts without a prompt column: ``"\\n\\nAssistant:"``.
+        prompt_end: text that ends every prompt, for texts without a prompt column: ``"\n\nAssistant:"``.
         on_identical: what to do about pairs of equal completions, which carry no signal.
         on_empty: what to do about pairs with an empty completion; ``keep`` leaves it its EOS.
         max_length: longest sequence in tokens; completions lose their end, and then have no EOS.
@@ -225,7 +225,7 @@ class PairDrafter:
             raise BadRow(
                 record.where,
                 "the chat template renders the prompt differently before chosen and before rejected: "
-                f"{read.shown(prompts[0][-60:])} and {read.shown(prompts[1][-60:])}",
+                f"{shown(prompts[0][-60:])} and {shown(prompts[1][-60:])}",
             )
         return prompts[0], completions, not all(said)
 

@@ -1,10 +1,10 @@
-"""Preference rows: where the prompt ends when nobody says so, and which pairs carry no signal.
+r"""Preference rows: where the prompt ends when nobody says so, and which pairs carry no signal.
 
 The prompt of ``chosen``/``rejected`` texts that repeat it is their longest common beginning, moved
 back to a place where the next words of both begin: spaces go with the word behind them, as byte-level
 BPE has them, line breaks stay in front of it. Two replies that happen to begin alike share their first
 words with the prompt; these have the same log-probs on both sides. ``prompt_end`` (such as
-``"\\n\\nAssistant:"``) cuts behind its last occurrence in the common part instead.
+``"\n\nAssistant:"``) cuts behind its last occurrence in the common part instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,8 @@ def common_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> i
 
     The prompt ends before an assistant's message on both sides.
 
-    >>> user, a, b = ({"role": r, "content": c} for r, c in [("user", "Hi"), ("assistant", "A"), ("assistant", "B")])
+    >>> user, a, b = ({"role": r, "content": "Hi " + r} for r in ("user", "assistant", "assistant"))
+    >>> b["content"] = "Bye"
     >>> common_messages([user, a], [user, b]), common_messages([user, a], [user, a])
     (1, 1)
     """

@@ -137,7 +137,7 @@ class BatchOrder(DistributedSampler[list[int]]):
         return [drawn[i] for i in _permutation(len(drawn), generator)]
 
     def _drawn(self, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-        """Rows of a mixture for this epoch: a stretch of each source's endless sequence of shuffled passes."""
+        """Rows of a mixture for this epoch: a stretch of each source's endless row of shuffled passes."""
         total, offset, drawn = sum(sizes), 0, []
         for source, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
             count = max(1, round(total * weight / sum(weights)))

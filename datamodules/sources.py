@@ -36,7 +36,10 @@ class Record:
 class RowSource(Protocol):
     """Rows that can be read from the start any number of times."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
     def __iter__(self) -> Iterator[Record]: ...
 
@@ -132,8 +135,11 @@ def open_sources(
         mixture = [(spec, 1.0)]
     if not mixture:
         raise DataError("an empty list is no source of data")
-    opened = [(_open_one(one, streaming), weight) for one, weight in mixture]
-    return [(Limited(source, limit) if limit else source, weight) for source, weight in opened]
+    opened: list[tuple[RowSource, float]] = []
+    for one, weight in mixture:
+        source = _open_one(one, streaming)
+        opened.append((Limited(source, limit) if limit else source, weight))
+    return opened
 
 
 def _mixture(spec: Mapping[Any, Any]) -> list[tuple[Any, float]]:

@@ -13,8 +13,8 @@ from lit_align.datamodules.options import (
     Layout,
     Source,
     SourceOptions,
-    TokenOptions,
     Tokenizer,
+    TokenOptions,
     Truncation,
 )
 from lit_align.datamodules.sources import Record
@@ -45,8 +45,8 @@ class SupervisedDataModule(AlignDataModule):
       the completion are learned.
     - ``text``: language modelling. The prompt is empty, all tokens but the first are learned.
 
-    Besides, if there: ``weight`` (a number for the whole row), ``tools`` and ``chat_template_kwargs`` (for the
-    chat template; structures or their JSON).
+    Besides, if there: ``weight`` (a number for the whole row), ``tools`` and ``chat_template_kwargs`` (for
+    the chat template; structures or their JSON).
 
     Args:
         train: rows to train on: a Hub name (``org/name``, ``org/name/configuration``, ``org/name:split``), a

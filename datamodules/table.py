@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class TokenTable:
         first, last = int(self.children[i]), int(self.children[i + 1])
         a, b = int(self.prompt_offsets[i]), int(self.prompt_offsets[i + 1])
         ends = self.completion_offsets[first : last + 1].tolist()
-        spans = list(zip(ends, ends[1:], strict=False))
+        spans = list(pairwise(ends))
         return Row(
             row=int(self.rows[i]),
             prompt=self.prompt_ids[a:b].tolist(),

@@ -3,18 +3,19 @@
 A prompt is tokenised as generation will tokenise it: alone. The rules, tried in order for the pieces
 of a text (prompt, completion; or prompt, reply, next user turn, reply ...):
 
-1. The pieces one by one give the tokens of the whole text. Nothing to decide.
-2. The tokens of the text up to each boundary begin the tokens of the whole text: the whole is cut
-   there. (Tokenizers that put a space before every text give other tokens for the pieces.)
-3. A token of the whole text lies across a boundary, as in ``"Answer: " + "yes"`` where byte-level
+1. The tokens of the text up to each boundary begin the tokens of the whole text: the whole is cut
+   there. This is nearly always so.
+2. A token of the whole text lies across a boundary, as in ``"Answer: " + "yes"`` where byte-level
    BPE has the token ``" yes"``: the pieces are taken one by one, for that is what generation sees,
-   provided that they decode to the same text.
-4. Otherwise the whole is cut after the tokens that prompt and whole have in common, and the
+   provided that they decode to the same text. (They do not with tokenizers that put a space before
+   every text.)
+3. Otherwise the whole is cut behind the tokens that prompt and whole have in common, and the
    completion begins a few characters early. Only for a prompt with one completion piece.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 from lit_align.datamodules.bad_rows import BadRow
@@ -98,14 +99,15 @@ class Encoder:
         Returns:
             For each draft its row, or the error that says why it has none.
         """
-        texts: dict[str, list[int]] = {}
+        texts: dict[str, None] = {}
         for draft in drafts:
-            texts[draft.prompt] = []
+            texts[draft.prompt] = None
             for pieces in draft.completions:
-                texts.update(dict.fromkeys((text for text, _ in pieces), []))
-                texts[draft.prompt + "".join(text for text, _ in pieces)] = []
-        texts = dict(zip(texts, self.encode(list(texts)), strict=True))
-        return [self._row(draft, texts) for draft in drafts]
+                texts[draft.prompt + "".join(text for text, _ in pieces)] = None
+                if len(pieces) > 1:
+                    texts.update((text, None) for text, _ in pieces)
+        known = dict(zip(texts, self.encode(list(texts)), strict=True))
+        return [self._row(draft, known) for draft in drafts]
 
     def _row(self, draft: Draft, known: dict[str, list[int]]) -> Row | BadRow:
         split = []
@@ -116,10 +118,10 @@ class Encoder:
                     draft.where, "the tokenizer merges text across the end of a message; no mask fits"
                 )
             split.append(cut)
-        prompt = list(min((cut[0] for cut in split), key=len))
+        prompt = list(min((cut[0] for cut in split), key=lambda ids: len(ids)))
         completions, weights = [], []
         for pieces, cut in zip(draft.completions, split, strict=True):
-            # Rule 4 may have cut the completions of one prompt at different places.
+            # Rule 3 may have cut the completions of one prompt at different places.
             late = cut[0][len(prompt) :]
             if cut[0] != prompt + late:
                 return BadRow(draft.where, "the completions give their prompt different tokens")
@@ -153,17 +155,20 @@ class Encoder:
 
     def _pieces(self, pieces: list[str], known: dict[str, list[int]]) -> list[list[int]] | None:
         """Ids of each piece by the rules at the head of this file; ``None`` when none of them holds."""
-        apart = [known[piece] for piece in pieces]
         whole = known["".join(pieces)]
-        if [token for ids in apart for token in ids] == whole:
-            return apart
-        starts = self.encode(["".join(pieces[:n]) for n in range(1, len(pieces))])
+        if len(pieces) > 2:
+            # The same as rule 1, without a call of the tokenizer for each boundary.
+            apart = [known[piece] for piece in pieces]
+            if list(chain.from_iterable(apart)) == whole:
+                return apart
+        starts = [known[pieces[0]], *self.encode(["".join(pieces[:n]) for n in range(2, len(pieces))])]
         if all(whole[: len(start)] == start for start in starts):
             ends = [0, *(len(start) for start in starts), len(whole)]
-            return [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        if self.decode([token for ids in apart for token in ids]) == self.decode(whole):
+            return [whole[a:b] for a, b in pairwise(ends)]
+        apart = self.encode(pieces)
+        if self.decode(list(chain.from_iterable(apart))) == self.decode(whole):
             return apart
-        if len(pieces) != 2:
+        if len(pieces) > 2:
             return None
         shared = common_prefix(starts[0], whole)
         return [whole[:shared], whole[shared:]]

@@ -65,9 +65,9 @@ def check_lost(counts: Counter[str], name: str, allowed: float, limits: Limits, 
     if lost > allowed * read:
         raise DataError(
             f"{name}: {lost} of {read} rows ({lost / read:.1%}) have nothing left to learn when cut to "
-            f"max_length={limits.max_length}, max_prompt_length={limits.max_prompt_length}; the longest prompt has "
-            f"{longest_prompt} tokens. Raise max_length, cut prompts with max_prompt_length, or let such rows go "
-            f"with allow_dropped: a fraction, now {allowed}"
+            f"max_length={limits.max_length}, max_prompt_length={limits.max_prompt_length}; "
+            f"the longest prompt has {longest_prompt} tokens. Raise max_length, cut prompts with "
+            f"max_prompt_length, or let such rows go with allow_dropped: a fraction, now {allowed}"
         )
 
 
