@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The first call of a torch function can take long on a busy machine: that is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 GOLDENS = Path(__file__).parents[2] / "shared" / "goldens"
 
