@@ -1,4 +1,8 @@
-"""Loading a base in 4 or 8 bits, through bitsandbytes as transformers wires it."""
+"""Loading a base in 4 or 8 bits, through bitsandbytes as transformers wires it.
+
+peft's ``prepare_model_for_kbit_training`` is left out on purpose: it casts every weight that is not
+quantised, embeddings and output layer among them, to float32. Adapters freeze the base by themselves.
+"""
 
 from typing import Any
 
@@ -49,8 +53,9 @@ def keep_differentiable(model: nn.Module) -> None:
     pass, and adapters in later steps would learn from wrong gradients without an error.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        layer: Any = module
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def refuse_in_memory(config: ModelConfig) -> None:
