@@ -110,7 +110,7 @@ class Encoder:
         return [self._row(draft, known) for draft in drafts]
 
     def _row(self, draft: Draft, known: dict[str, list[int]]) -> Row | BadRow:
-        split = []
+        split: list[list[list[int]]] = []
         for pieces in draft.completions:
             cut = self._pieces([draft.prompt, *(text for text, _ in pieces)], known)
             if cut is None:
@@ -118,7 +118,8 @@ class Encoder:
                     draft.where, "the tokenizer merges text across the end of a message; no mask fits"
                 )
             split.append(cut)
-        prompt = list(min((cut[0] for cut in split), key=lambda ids: len(ids)))
+        shortest = min(range(len(split)), key=lambda i: len(split[i][0]))
+        prompt = list(split[shortest][0])
         completions, weights = [], []
         for pieces, cut in zip(draft.completions, split, strict=True):
             # Rule 3 may have cut the completions of one prompt at different places.
