@@ -10,7 +10,9 @@ HEAVY = ("peft", "bitsandbytes", "datasets", "transformers")
 
 def modules_after(code: str) -> set[str]:
     program = f"import sys\n{code}\nprint(' '.join(m for m in sys.modules if '.' not in m))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
     return set(done.stdout.split())
 
 

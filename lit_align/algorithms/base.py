@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import lightning as L
 import torch
@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from lit_align.algorithms.metrics import MetricTable
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
-from lit_align.batches import Forest, LossOutput, Metric, Statistic
+from lit_align.batches import Forest, LossOutput, Metric
 from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    TokenizerLike = str | PreTrainedTokenizerBase | None
+    TokenizerLike: TypeAlias = "str | PreTrainedTokenizerBase | None"
 else:
     # What the command line's parser sees; Python may give the object itself.
     TokenizerLike = str | None
@@ -44,7 +44,8 @@ class AlignModule(L.LightningModule, ABC):
             for those who need their numbers.
     """
 
-    policy: nn.Module | None
+    #: The scorer, once :meth:`configure_model` has built it; ``None`` before.
+    policy: Any
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class AlignModule(L.LightningModule, ABC):
         self.policy = None
         # The checkpoint holds trainable weights only; on_load_checkpoint checks that they are all there.
         self.strict_loading = False
+        self.tokens_seen: Tensor
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         self._reports: list[dict[str, Metric]] = []
         self._window: list[Tensor] = []
@@ -124,7 +126,6 @@ class AlignModule(L.LightningModule, ABC):
         """What the policy says about a batch, without a loss."""
         if self.policy is None:
             self.configure_model()
-        assert self.policy is not None
         return self.policy(batch, **options)
 
     # -- steps -----------------------------------------------------------------------------------
@@ -225,8 +226,9 @@ class AlignModule(L.LightningModule, ABC):
         return output._replace(metrics=metrics)
 
     def _logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps
-        return self.trainer.fast_dev_run or (every > 0 and (self.trainer.global_step + 1) % every == 0)
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        return trainer.fast_dev_run or (every > 0 and (trainer.global_step + 1) % every == 0)
 
     def _average_gradients(self, optimizer: Optimizer) -> None:
         weight, tokens = torch.stack(self._window).sum(0)

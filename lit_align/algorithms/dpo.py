@@ -65,7 +65,8 @@ class DPO(AlignModule):
         arguments = plain_arguments(locals())
         super().__init__(policy, tokenizer, lr, optim, loss_average)
         self.save_hyperparameters(arguments)
-        self.reference = reference
+        #: Attached to the policy by :meth:`configure_model`; until then as it was given.
+        self.reference: Any = reference
         self.beta = beta
         self.ld_alpha = ld_alpha
         self.wpo = wpo

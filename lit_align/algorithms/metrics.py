@@ -46,9 +46,7 @@ class MetricTable(TorchMetric):
         rows = torch.stack((mean, self.low, self.high, self.weight)).tolist()
         column = {"mean": 0, "min": 1, "max": 2}
         return {
-            name: rows[column[kind]][i]
-            for i, (name, kind) in enumerate(self.kinds.items())
-            if rows[3][i] > 0
+            name: rows[column[kind]][i] for i, (name, kind) in enumerate(self.kinds.items()) if rows[3][i] > 0
         }
 
     def reset(self) -> None:

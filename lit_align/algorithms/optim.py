@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +37,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}; it is a share of all steps (0.1) or a number of steps (100)")
+            raise ValueError(
+                f"warmup is {self.warmup}; it is a share of all steps (0.1) or a number of steps (100)"
+            )
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; choose constant, linear or cosine")
 
@@ -96,7 +98,7 @@ def _factor(step: int, warmup: float, total: float, config: OptimConfig) -> floa
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * fall
 
 
-def _resolve(path: str) -> Callable[[Iterable[dict[str, Any]]], Optimizer]:
+def _resolve(path: str) -> Callable[..., Optimizer]:
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(f"optimiser {path!r} is not a dotted path; did you mean 'torch.optim.{path}'?")

@@ -25,7 +25,9 @@ def noisy_embeddings(model: nn.Module, batch: Forest, alpha: float | None) -> It
     if alpha is None:
         yield
         return
-    lengths = [batch.prompt_lengths[p] + c for p, c in zip(batch.parents, batch.completion_lengths, strict=True)]
+    lengths = [
+        batch.prompt_lengths[p] + c for p, c in zip(batch.parents, batch.completion_lengths, strict=True)
+    ]
 
     def add_noise(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
         size = torch.tensor(lengths, device=embedded.device, dtype=torch.float32) * embedded.shape[-1]

@@ -77,9 +77,7 @@ def score(
         if "output_router_logits" not in accepted:
             raise ValueError(f"{type(model).__name__} has no router: it is not a mixture of experts")
         extra["output_router_logits"] = True
-    output = model(
-        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **extra
-    )
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **extra)
     logits = output.logits if "logits_to_keep" in extra else output.logits[:, first:last]
 
     scored = batch.weights.nonzero().squeeze(1)
@@ -105,5 +103,9 @@ def _scatter(values: Tensor, index: Tensor, length: int) -> Tensor:
 
 def _accepted(model: nn.Module) -> frozenset[str]:
     # PEFT wraps the model and passes everything on, so it is the wrapped forward that decides.
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(inner.forward).parameters)
+    return frozenset(inspect.signature(base_model(model).forward).parameters)
+
+
+def base_model(model: Any) -> Any:
+    """The model of transformers inside its adapters, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -99,7 +99,7 @@ class RewardScorer(nn.Module):
         last id that is not the pad id, which is wrong as soon as a text may end in that id.
         """
         rows = padded.rectangle(batch)
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        inner = padded.base_model(self.model)
         if hasattr(inner, "score"):
             hidden = inner.base_model(
                 input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False

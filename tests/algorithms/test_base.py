@@ -1,4 +1,4 @@
-"""The promise of the base module: no cut of the batch changes the gradient, and what is saved is what was trained."""
+"""No cut of the batch changes the gradient, and a checkpoint holds what was trained."""
 
 import math
 
@@ -67,7 +67,9 @@ def test_micro_batch_means_are_an_explicit_choice(golden_models, one_step):
     window = one_step(make("sft", golden_models), parts)
     halves = [one_step(make("sft", golden_models), [p]) for p in parts]
     for key, grad in own.grads.items():
-        torch.testing.assert_close(grad, (halves[0].grads[key] + halves[1].grads[key]) / 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            grad, (halves[0].grads[key] + halves[1].grads[key]) / 2, rtol=1e-4, atol=1e-6
+        )
     assert own.grad_norm != pytest.approx(window.grad_norm, rel=1e-3)
     assert means[0] != pytest.approx(means[1], rel=1e-3)
 
@@ -79,7 +81,9 @@ def test_clipping_sees_the_average(golden_models, one_step):
 
     class After(L.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            clipped.update({n: p.grad.norm() for n, p in module.policy.named_parameters() if p.grad is not None})
+            clipped.update(
+                {n: p.grad.norm() for n, p in module.policy.named_parameters() if p.grad is not None}
+            )
 
     one_step(make("sft", golden_models), [pairs()], gradient_clip_val=0.05, callbacks=[After()])
     assert torch.stack(list(clipped.values())).norm().item() == pytest.approx(0.05, rel=1e-3)
@@ -140,7 +144,9 @@ def test_tokens_are_counted_and_survive_a_resume(golden_models, tmp_path):
     resumed = L.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    resumed.fit(again, DataLoader(parts[2:], batch_size=None), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    resumed.fit(
+        again, DataLoader(parts[2:], batch_size=None), ckpt_path=tmp_path / "two.ckpt", weights_only=True
+    )
     assert int(again.tokens_seen) == sum(p.num_tokens for p in parts)
 
 
@@ -160,7 +166,9 @@ def test_a_foreign_checkpoint_is_refused_by_name(golden_models, tmp_path):
     trainer = fit(module, [pairs()], tmp_path)
     trainer.save_checkpoint(tmp_path / "sft.ckpt")
     other = make("reward", golden_models)
-    with pytest.raises(ValueError, match=r"missing policy\.model\.score\.weight; foreign policy\.model\.lm_head"):
+    with pytest.raises(
+        ValueError, match=r"missing policy\.model\.score\.weight; foreign policy\.model\.lm_head"
+    ):
         other.on_load_checkpoint(torch.load(tmp_path / "sft.ckpt", weights_only=True))
 
 
@@ -180,7 +188,9 @@ def test_logs_only_every_n_steps(golden_models, tmp_path):
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            logged.append("train/loss" in trainer.callback_metrics and trainer.callback_metrics["train/loss"].item())
+            logged.append(
+                "train/loss" in trainer.callback_metrics and trainer.callback_metrics["train/loss"].item()
+            )
 
     module = make("sft", golden_models)
     module.lr = 0.0

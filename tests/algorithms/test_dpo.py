@@ -14,7 +14,13 @@ from lit_align.scoring.references import EMA, FromPath, NoReference
 NAMES = {"label_smoothing": "label_smoothing", "beta": "beta", "ld_alpha": "ld_alpha"}
 NAMES |= {"use_weighting": "wpo", "f_divergence_type": "f_divergence", "f_alpha_divergence_coef": "f_alpha"}
 NAMES |= {"discopop_tau": "discopop_tau"}
-IGNORED = {"loss_type", "loss_weights", "max_length", "gradient_accumulation_steps", "per_device_train_batch_size"}
+IGNORED = {
+    "loss_type",
+    "loss_weights",
+    "max_length",
+    "gradient_accumulation_steps",
+    "per_device_train_batch_size",
+}
 
 
 def arguments(hparams: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +40,9 @@ def forest(rows: list[dict[str, Any]], max_length: int | None = None) -> Forest:
     prompts = [r["prompt_ids"] for r in rows]
     pairs = [[r["chosen_ids"], r["rejected_ids"]] for r in rows]
     if max_length is not None:
-        pairs = [[c[: max(max_length - len(p), 0)] for c in both] for p, both in zip(prompts, pairs, strict=True)]
+        pairs = [
+            [c[: max(max_length - len(p), 0)] for c in both] for p, both in zip(prompts, pairs, strict=True)
+        ]
         prompts = [p[:max_length] for p in prompts]
     return Forest.from_lists(prompts, pairs)
 
@@ -44,12 +52,13 @@ def policy(golden_models):
 
 
 CASES = [
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "sigmoid_beta0.5_b", "ipo_b",
-    "sigmoid_label_smoothing_ignored", "aot_smoothed", "aot_unpaired_smoothed", "robust_no_smoothing", "f_forward_kl",
-    "f_js", "f_alpha_0.5", "f_alpha_1_is_reverse_kl", "f_js_ipo", "ld_alpha_0.4", "ld_alpha_0", "wpo_sigmoid", "wpo_ipo",
-    "sigmoid_max_length_14", "sigmoid_fully_truncated_row", "ipo_fully_truncated_row", "sft_c",
-    "sigmoid_two_micro_batches", "sft_two_micro_batches", "mpo_sigmoid_bco_sft",
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "sigmoid_beta0.5_b",
+    "ipo_b", "sigmoid_label_smoothing_ignored", "aot_smoothed", "aot_unpaired_smoothed",
+    "robust_no_smoothing", "f_forward_kl", "f_js", "f_alpha_0.5", "f_alpha_1_is_reverse_kl",
+    "f_js_ipo", "ld_alpha_0.4", "ld_alpha_0", "wpo_sigmoid", "wpo_ipo", "sigmoid_max_length_14",
+    "sigmoid_fully_truncated_row", "ipo_fully_truncated_row", "sft_c", "sigmoid_two_micro_batches",
+    "sft_two_micro_batches", "mpo_sigmoid_bco_sft",
 ]  # fmt: skip
 
 
@@ -78,7 +87,9 @@ def test_goldens(golden, golden_models, one_step, name):
     assert run.grad_norm == pytest.approx(expected["grad_norm"], rel=1e-3)
     for key, values in expected["grads"].items():
         got = run.grads[key].flatten()[: len(values)]
-        torch.testing.assert_close(got, torch.tensor(values), rtol=1e-3, atol=1e-5 * max(1, expected["grad_norm"]))
+        torch.testing.assert_close(
+            got, torch.tensor(values), rtol=1e-3, atol=1e-5 * max(1, expected["grad_norm"])
+        )
     metrics = expected.get("metrics", {})
     if "sft" in hparams["loss_type"] and len(hparams["loss_type"]) == 1:
         metrics = {k: v for k, v in metrics.items() if not k.startswith("rewards")}  # no reference is asked
@@ -104,9 +115,13 @@ def test_dropout_does_not_reach_the_policy(one_step):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    config = GPT2Config(
+        vocab_size=31, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
+    )
     batch = Forest.from_lists([[5, 6, 7]], [[[8, 9, 2], [4, 2]]])
-    assert one_step(DPO(GPT2LMHeadModel(config)), [batch]).metrics["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert one_step(DPO(GPT2LMHeadModel(config)), [batch]).metrics["loss"] == pytest.approx(
+        math.log(2), rel=1e-6
+    )
 
 
 def test_no_reference_is_reference_free(golden, golden_models, one_step):
@@ -156,5 +171,9 @@ def test_a_function_is_a_loss(golden, golden_models, one_step):
     rows = golden("dpo")["batches"]["dpo_a"]["rows"]
     module = DPO(policy(golden_models), reference=FromPath(str(golden_models / "reference")), loss=square)
     hinge = golden("dpo")["by_id"]["sigmoid"]["scores_f64"]
-    expected = [(1 - 0.1 * (w - l)) ** 2 for w, l in zip(hinge["chosen"], hinge["rejected"], strict=True)]
-    assert one_step(module, [forest(rows)]).metrics["loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    expected = [
+        (1 - 0.1 * (win - lose)) ** 2 for win, lose in zip(hinge["chosen"], hinge["rejected"], strict=True)
+    ]
+    assert one_step(module, [forest(rows)]).metrics["loss"] == pytest.approx(
+        sum(expected) / len(expected), rel=1e-4
+    )

@@ -15,7 +15,10 @@ def test_mean_is_weighted_and_extremes_are_extremes():
     table.update(
         [
             {"a": Metric.mean(torch.tensor([1.0, 2.0])), "low": Metric.low(torch.tensor([3.0, -1.0]))},
-            {"a": Metric.mean(torch.tensor([3.0]), torch.tensor([2.0])), "low": Metric.low(torch.tensor([4.0]))},
+            {
+                "a": Metric.mean(torch.tensor([3.0]), torch.tensor([2.0])),
+                "low": Metric.low(torch.tensor([4.0])),
+            },
         ]
     )
     assert table.compute() == {"a": 9 / 4, "low": -1.0}
@@ -23,7 +26,12 @@ def test_mean_is_weighted_and_extremes_are_extremes():
 
 def test_a_metric_that_some_batches_lack_counts_where_it_is():
     table = MetricTable()
-    table.update([{"loss": Metric.mean(torch.tensor([1.0]))}, {"loss": Metric.mean(torch.tensor([3.0])), "entropy": Metric.mean(torch.tensor([5.0]))}])
+    table.update(
+        [
+            {"loss": Metric.mean(torch.tensor([1.0]))},
+            {"loss": Metric.mean(torch.tensor([3.0])), "entropy": Metric.mean(torch.tensor([5.0]))},
+        ]
+    )
     assert table.compute() == {"loss": 2.0, "entropy": 5.0}
 
 
@@ -56,5 +64,7 @@ def test_any_cut_gives_the_same_mean(pairs, data):
     cut = data.draw(st.integers(1, len(pairs) - 1))
     whole, parts = MetricTable(), MetricTable()
     whole.update([{"m": Metric.mean(values, weights)}])
-    parts.update([{"m": Metric.mean(values[:cut], weights[:cut])}, {"m": Metric.mean(values[cut:], weights[cut:])}])
+    parts.update(
+        [{"m": Metric.mean(values[:cut], weights[:cut])}, {"m": Metric.mean(values[cut:], weights[cut:])}]
+    )
     assert whole.compute()["m"] == pytest.approx(parts.compute()["m"], abs=1e-5)

@@ -51,7 +51,9 @@ def test_warm_up_as_a_share():
 
 def test_cosine_ends_at_its_floor():
     got = factors(OptimConfig(schedule="cosine", final_lr_ratio=0.1), total=4, steps=6)
-    assert got == pytest.approx([0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * s / 4)) for s in (0, 1, 2, 3, 4, 4)])
+    assert got == pytest.approx(
+        [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * s / 4)) for s in (0, 1, 2, 3, 4, 4)]
+    )
 
 
 def test_a_schedule_without_an_end_is_refused():
@@ -69,7 +71,10 @@ def test_any_optimiser_by_name_or_callable():
     assert isinstance(by_callable, torch.optim.Adagrad)
 
 
-@pytest.mark.parametrize(("name", "message"), [("AdamW", "did you mean 'torch.optim.AdamW'"), ("torch.optim.AdamX", "cannot be imported")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("AdamW", "did you mean 'torch.optim.AdamW'"), ("torch.optim.AdamX", "cannot be imported")],
+)
 def test_a_wrong_name_says_what_is_wrong(name, message):
     with pytest.raises(ValueError, match=message):
         build_optimizer(nn.Linear(1, 1), OptimConfig(name=name), 0.1)

@@ -47,8 +47,12 @@ def test_scores_match_the_goldens(golden, golden_models):
     module = RewardModel(classifier(golden_models))
     with torch.no_grad():
         rewards = module.score(forest(data["rows"], margin=False))
-    torch.testing.assert_close(rewards[0::2], torch.tensor(data["scores_f64"]["chosen"]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(rewards[1::2], torch.tensor(data["scores_f64"]["rejected"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rewards[0::2], torch.tensor(data["scores_f64"]["chosen"]), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        rewards[1::2], torch.tensor(data["scores_f64"]["rejected"]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_position_matches_the_goldens(golden, golden_models):
@@ -81,7 +85,7 @@ def test_a_text_may_end_in_the_pad_id(golden_models):
 
 
 def test_left_padded_input_gives_the_same_reward(golden_models):
-    """A forest has no padding; what the classifier says of left-padded text is what ours says of the forest."""
+    """The library's classifier on left-padded and right-padded rows says what ours says of the forest."""
     model = classifier(golden_models)
     batch = Forest.from_lists([[5, 6, 7], [8]], [[[9, 10], [11]], [[12, 13, 14], [15]]])
     module = RewardModel(model)

@@ -14,7 +14,9 @@ STEP = Path(__file__).with_name("step.py")
 def run(algorithm: str, processes: int, accumulation: int, out: Path) -> dict:
     command = [sys.executable, str(STEP), algorithm, str(processes), str(accumulation), str(out)]
     # Rank 0 starts the other process by itself and must not think that it was started by someone.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "LOCAL_RANK", "WORLD", "MASTER"))}
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "LOCAL_RANK", "WORLD", "MASTER"))
+    }
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)
