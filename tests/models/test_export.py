@@ -109,6 +109,8 @@ def test_tied_embeddings_stay_tied_unless_they_came_apart(architecture, tmp_path
     path = save_pretrained_dir(model, None, tmp_path / "export", merge=True)
     again = AutoModelForCausalLM.from_pretrained(path)
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-5)
+    tied = json.loads((path / "config.json").read_text())["tie_word_embeddings"]
+    assert tied is not save_embeddings, "other tools go by the configuration alone"
 
 
 @pytest.mark.parametrize("merge", [False, True])
