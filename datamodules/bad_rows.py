@@ -55,12 +55,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint that names the closest spelling, or nothing when none is close.
 
     >>> nearest("prompts", ["prompt", "answer"])
-    ", did you mean 'prompt'?"
+    " (did you mean 'prompt'?)"
     >>> nearest("xyz", ["prompt", "answer"])
     ''
     """
     close = get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -48,6 +48,9 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.template = template
         self._marks: bool | None = None
+        # Beside the named ones, those that the tokenizer only lists: a base model's <|im_end|> is no EOS.
+        added = tokenizer.added_tokens_decoder.values()
+        self._special_tokens = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
 
     def render(self, conversation: Conversation, messages: Sequence[Message], prompt: bool = False) -> str:
         """The text of some messages, with the generation prompt behind them if ``prompt``.
@@ -156,14 +159,14 @@ class ChatRenderer:
     def _trimmed(self, text: str, start: int, end: int) -> int:
         """Leave out what stands behind the token that ends a turn: the model stops at that token."""
         stripped = text[start:end].rstrip()
-        if any(stripped.endswith(token) for token in self.tokenizer.all_special_tokens):
+        if any(stripped.endswith(token) for token in self._special_tokens):
             return start + len(stripped)
         return end
 
     def _closed(self, text: str, end: int) -> int:
         """Take in a token that ends the turn, when it follows directly (or after white space)."""
         rest = text[end:].lstrip()
-        for token in sorted(self.tokenizer.all_special_tokens, key=len, reverse=True):
+        for token in sorted(self._special_tokens, key=len, reverse=True):
             if token != self.tokenizer.bos_token and rest.startswith(token):
                 return len(text) - len(rest) + len(token)
         return end
@@ -207,7 +210,7 @@ class ChatRenderer:
         return spans
 
     def _ends(self, span: str) -> bool:
-        return any(span.rstrip().endswith(token) for token in self.tokenizer.all_special_tokens)
+        return any(span.rstrip().endswith(token) for token in self._special_tokens)
 
     def _variables(self) -> dict[str, Any]:
         return {

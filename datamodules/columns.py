@@ -36,8 +36,8 @@ def check_mapping(columns: Mapping[str, str], known: Sequence[str]) -> None:
     for ours in columns:
         if ours not in known:
             raise DataError(
-                f"columns: {ours!r} is no column of this DataModule{nearest(ours, known)} "
-                f"It knows {', '.join(known)}. (columns maps our name to the file's: {{prompt: question}})"
+                f"columns: {ours!r} is no column of this DataModule{nearest(ours, known)}; "
+                f"it knows {', '.join(known)}. (columns maps our name to the file's: {{prompt: question}})"
             )
 
 
@@ -56,7 +56,7 @@ def rename(record: Record, columns: Mapping[str, str]) -> Record:
         if theirs not in values:
             raise BadRow(
                 record.where,
-                f"no column {theirs!r}{nearest(theirs, values)} The row has {', '.join(map(str, values))}",
+                f"no column {theirs!r}{nearest(theirs, values)}; the row has {', '.join(map(str, values))}",
             )
     taken = set(columns.values())
     kept = {name: value for name, value in values.items() if name not in taken and name not in columns}
@@ -77,12 +77,17 @@ def choose_format(record: Record, formats: Sequence[tuple[str, ...]]) -> tuple[s
     for required in formats:
         if have.issuperset(required):
             return required
-    closest = min(formats, key=lambda required: len(set(required) - have) / len(required))
+
+    def distance(required: tuple[str, ...]) -> tuple[float, bool]:
+        absent = [name for name in required if name not in have]
+        return len(absent) / len(required), not any(nearest(name, have) for name in absent)
+
+    closest = min(formats, key=distance)
     missing = next(name for name in closest if name not in have)
     raise BadRow(
         record.where,
         f"column {missing!r} is missing; found {', '.join(map(repr, record.values)) or 'no columns'}, "
-        f"expected {' or '.join(' + '.join(required) for required in formats)}{nearest(missing, have)} "
+        f"expected {' or '.join(' + '.join(required) for required in formats)}{nearest(missing, have)}. "
         f"A column of another name is mapped by columns: {{{missing}: <its name>}}",
     )
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from lit_align.datamodules.readers import SUFFIXES, data_suffix
 
 #: ``name``, ``org/name`` or ``org/name/configuration``, with an optional ``:split``.
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}(:[\w.\[\]%+-]+)?")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}(:[\w.\[\]:%+-]+)?")
+#: At least two characters stand before the colon: one is a drive, as in ``C:\\data``.
+_SPLIT = re.compile(r"(..+?):([A-Za-z_][^/\\]*)")
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -18,9 +20,8 @@ def split_name(name: str) -> tuple[str, str | None]:
     >>> split_name("pairs")
     ('pairs', None)
     """
-    base, colon, split = name.rpartition(":")
-    # A single letter before the colon is a drive, as in C:\data.
-    return (base, split) if colon and len(base) > 1 else (name, None)
+    match = _SPLIT.fullmatch(name)
+    return (match[1], match[2]) if match else (name, None)
 
 
 def looks_like_path(name: str) -> bool:

@@ -99,12 +99,13 @@ class BatchOrder(DistributedSampler[list[int]]):
         return iter(remaining[self.rank :: self.num_replicas])
 
     def position(self, batches_done: int) -> int:
-        """Rows that all ranks together have seen after each has done so many batches of this epoch.
+        """Rows of this epoch that all ranks together have seen after so many batches each.
 
-        Batches are counted from the start of the epoch, also after a resume. The number is the one to give
-        to `start_at` in order to go on, with as many ranks or with others.
+        Batches are counted from where iteration began: the start of the epoch, or where `start_at` put it.
+        The number is the one to give to `start_at` in order to go on, with as many ranks or with others.
         """
-        return sum(len(batch) for batch in self._rounds(self.batches())[: batches_done * self.num_replicas])
+        rounds = self._rounds(_without_first(self.batches(), self.skip))
+        return self.skip + sum(map(len, rounds[: batches_done * self.num_replicas]))
 
     def batches(self) -> list[list[int]]:
         """All batches of the epoch, in order, before ranks share them."""

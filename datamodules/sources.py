@@ -147,7 +147,7 @@ def _mixture(spec: Mapping[Any, Any]) -> list[tuple[Any, float]]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
             raise DataError(
                 f"a mixture maps sources to positive weights; {name!r} has {shown(weight)}. "
-                "Rows in memory go into a list: train=[row, row, ...]"
+                "Rows in memory go into a list: train=[row, row, ...]. Of a DatasetDict, give one split"
             )
     return [(name, float(weight)) for name, weight in spec.items()]
 

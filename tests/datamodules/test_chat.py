@@ -34,7 +34,10 @@ FORGETFUL = (
     "{% endfor %}" + GENERATION_PROMPT
 )
 #: Nothing ends a turn but a line break.
-BARE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+BARE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('must begin with user') }}{% endif %}" + (
     "{% for m in messages %}" + TURN + "{% endfor %}" + GENERATION_PROMPT
 )
@@ -60,7 +63,12 @@ def test_the_prompt_is_what_generation_renders(chat):
 
 
 def test_a_template_that_forgets_reasoning(chat):
-    talk = [say("user", "1+1"), say("assistant", "<think>easy</think>2"), say("user", "2+2"), say("assistant", "4")]
+    talk = [
+        say("user", "1+1"),
+        say("assistant", "<think>easy</think>2"),
+        say("user", "2+2"),
+        say("assistant", "4"),
+    ]
     _, spans, behind = learned(chat, talk, FORGETFUL)
     assert spans == ["2<|im_end|>", "4<|im_end|>"]
     assert "easy" not in behind
@@ -93,7 +101,9 @@ def test_marks_are_matched_to_messages_from_the_first_on(chat):
     assert learned(chat, TALK, MARKED, first=4)[1] == ["Still fine.<|im_end|>"]
 
 
-@pytest.mark.parametrize(("flag", "weight"), [({"train": False}, 0.0), ({"weight": 0.25}, 0.25), ({"train": True}, 1.0)])
+@pytest.mark.parametrize(
+    ("flag", "weight"), [({"train": False}, 0.0), ({"weight": 0.25}, 0.25), ({"train": True}, 1.0)]
+)
 @pytest.mark.parametrize("template", [None, MARKED])
 def test_a_message_has_a_weight(chat, flag, weight, template):
     talk = [*TALK[:2], say("assistant", "Fine.", **flag), *TALK[3:]]
@@ -103,7 +113,7 @@ def test_a_message_has_a_weight(chat, flag, weight, template):
 
 @pytest.mark.parametrize("flag", [{"train": "no"}, {"weight": -1}, {"weight": True}, {"weight": "2"}])
 def test_a_weight_that_is_none_is_refused(chat, flag):
-    with pytest.raises(BadRow, match="message 1.(train|weight): expected"):
+    with pytest.raises(BadRow, match=r"message 1.(train|weight): expected"):
         learned(chat, [say("user", "Hi"), say("assistant", "Hello", **flag)])
 
 
@@ -112,14 +122,17 @@ def test_tools_and_options_reach_the_template(chat):
         "{% if tools %}TOOLS {{ tools | length }} {% endif %}{% if quiet %}QUIET {% endif %}"
         "{% for m in messages %}" + TURN + "{% endfor %}" + GENERATION_PROMPT
     )
-    prompt, _, _ = learned(chat, TALK[1:3], template, tools=[{"type": "function"}], template_options={"quiet": True})
+    prompt, _, _ = learned(
+        chat, TALK[1:3], template, tools=[{"type": "function"}], template_options={"quiet": True}
+    )
     assert prompt.startswith("TOOLS 1 QUIET <|im_start|>user")
 
 
 def test_a_tool_call_without_content(chat):
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-        "{% if m.tool_calls %}CALL {{ m.tool_calls[0].name }}{% endif %}<|im_end|>\n{% endfor %}" + GENERATION_PROMPT
+        "{% if m.tool_calls %}CALL {{ m.tool_calls[0].name }}{% endif %}<|im_end|>\n{% endfor %}"
+        + GENERATION_PROMPT
     )
     talk = [
         say("user", "Weather?"),
@@ -133,7 +146,9 @@ def test_a_tool_call_without_content(chat):
 
 
 def test_no_mask_is_ever_empty_in_silence(chat):
-    with pytest.raises(BadRow, match="here: no assistant message to learn from; found the roles system, user"):
+    with pytest.raises(
+        BadRow, match="here: no assistant message to learn from; found the roles system, user"
+    ):
         learned(chat, TALK[:2])
 
 
@@ -143,10 +158,12 @@ def test_a_span_without_its_content_is_refused(chat):
 
 
 def test_a_refusing_template_is_named_with_the_row(chat):
-    with pytest.raises(BadRow, match=r"here: the chat template refuses .* system, user.*must begin with user"):
+    with pytest.raises(
+        BadRow, match=r"here: the chat template refuses .* system, user.*must begin with user"
+    ):
         learned(chat, TALK, STRICT)
 
 
 def test_a_tokenizer_without_template(plain):
-    with pytest.raises(DataError, match="has no chat template. Give one with chat_template"):
+    with pytest.raises(DataError, match=r"has no chat template. Give one with chat_template"):
         learned(plain, TALK)

@@ -47,7 +47,12 @@ def test_bos_stands_in_front_once(spaced):
     encoder = Encoder(spaced)
     assert encoder.bos == [spaced.bos_token_id]
     rows = encoder.rows(
-        [draft("Answer:", " yes"), draft("<s>Answer:", " yes"), draft("", "yes"), draft("x", " y", plain=False)]
+        [
+            draft("Answer:", " yes"),
+            draft("<s>Answer:", " yes"),
+            draft("", "yes"),
+            draft("x", " y", plain=False),
+        ]
     )
     assert [row.prompt[:2].count(spaced.bos_token_id) for row in rows] == [1, 1, 0, 0]
     # Without a prompt, BOS is what the first token is told from; it is not learned itself.
@@ -73,7 +78,9 @@ def test_pieces_carry_their_weights(chat):
 def test_merged_messages_are_refused(spaced):
     # A template that only puts words together: " two" cannot be cut in the middle of a token.
     encoder = Encoder(spaced)
-    (row,) = encoder.rows([draft("the answer is forty-t", (("w", 1.0), ("o", 0.0), (" yes", 1.0)), plain=False)])
+    (row,) = encoder.rows(
+        [draft("the answer is forty-t", (("w", 1.0), ("o", 0.0), (" yes", 1.0)), plain=False)]
+    )
     if isinstance(row, BadRow):
         assert "merges text" in str(row)
     else:
