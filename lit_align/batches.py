@@ -294,3 +294,26 @@ class LossOutput(NamedTuple):
     total: Tensor
     weight: Tensor
     metrics: dict[str, Metric]
+
+
+def merge_outputs(outputs: Sequence[LossOutput]) -> LossOutput:
+    """One output for the parts of a batch: sums of sums, and extremes of extremes."""
+    if len(outputs) == 1:
+        return outputs[0]
+    found: dict[str, list[Metric]] = {}
+    for output in outputs:
+        for name, metric in output.metrics.items():
+            found.setdefault(name, []).append(metric)
+    return LossOutput(
+        total=torch.stack([o.total for o in outputs]).sum(),
+        weight=torch.stack([o.weight for o in outputs]).sum(),
+        metrics={name: _merge(metrics) for name, metrics in found.items()},
+    )
+
+
+def _merge(metrics: list[Metric]) -> Metric:
+    values = torch.stack([m.value for m in metrics])
+    how = metrics[0].reduce
+    if how == "mean":
+        return Metric(values.sum(), torch.stack([m.weight for m in metrics]).sum())
+    return Metric(values.min() if how == "min" else values.max(), metrics[0].weight, how)

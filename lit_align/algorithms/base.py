@@ -101,6 +101,11 @@ class AlignModule(L.LightningModule, ABC):
     # -- model -----------------------------------------------------------------------------------
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is one: a policy in memory or from an architecture comes without."""
+        return self._tokenizer is not None or bool(self.model_config and self.model_config.path)
+
+    @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The policy's tokenizer, loaded on first use; data modules take it from here."""
         from lit_align.models.tokenizers import load_tokenizer
@@ -117,7 +122,7 @@ class AlignModule(L.LightningModule, ABC):
             return
         # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
         self.policy = self.build(self._given[0]).train(self.training)
-        if self._tokenizer is not None or (self.model_config is not None and self.model_config.path):
+        if self.has_tokenizer:
             from lit_align.models.tokenizers import check_tokenizer
 
             check_tokenizer(self.tokenizer, self.policy.model)

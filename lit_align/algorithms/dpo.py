@@ -106,7 +106,10 @@ class DPO(AlignModule):
     def score_options(self, logging: bool) -> dict[str, Any]:
         """Statistics of TRL's metrics on steps that log; what WPO weighs with on all."""
         wanted: set[Statistic] = {"entropy", "mean_logit", "top1"} if logging else set()
-        return {"statistics": frozenset(wanted | ({"log_sum_p2"} if self.wpo else set()))}
+        return {
+            "statistics": frozenset(wanted | ({"log_sum_p2"} if self.wpo else set())),
+            "couples_batch": self.objective.couples_batch,
+        }
 
     def loss(self, scores: Scores, batch: Forest) -> LossOutput:
         """Sum over pairs, and their number."""

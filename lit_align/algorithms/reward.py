@@ -48,7 +48,9 @@ class RewardModel(AlignModule):
         """A classifier with one output, read at the last token."""
         from lit_align.models.build import build_reward_model
 
-        return RewardScorer(build_reward_model(model))
+        # Written into the exported model, whose own forward looks for it.
+        pad = self.tokenizer.pad_token_id if self.has_tokenizer else None
+        return RewardScorer(build_reward_model(model, pad_token_id=pad))
 
     def loss(self, scores: Tensor, batch: Forest) -> LossOutput:
         """Sum over pairs, and their number; ``scores`` are rewards ``[C]``, chosen and rejected by turns."""

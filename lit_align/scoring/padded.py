@@ -90,6 +90,18 @@ def score(
     return Scores(**full, router_loss=output.aux_loss if "router_loss" in statistics else None)
 
 
+def last_states(model: nn.Module, batch: Forest) -> Tensor:
+    """``[C, D]`` states of the last token of each document, after the last norm."""
+    rows = rectangle(batch)
+    hidden = (
+        base_model(model)
+        .base_model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        .last_hidden_state
+    )
+    last = torch.tensor(rows.lengths, device=batch.device) - 1
+    return hidden[torch.arange(batch.num_completions, device=batch.device), last]
+
+
 def _predicting_columns(batch: Forest) -> tuple[int, int]:
     prompts = [batch.prompt_lengths[p] for p in batch.parents]
     first = max(min(prompts, default=1) - 1, 0)

@@ -7,27 +7,58 @@ are whole.
 """
 
 from collections.abc import Callable
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest, LossOutput, Scores, Statistic
-from lit_align.scoring import padded
+from lit_align.scoring import flat, leak, padded
+from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
 
+Layout = Literal["auto", "flat", "padded"]
 
-class Policy(nn.Module):
+
+class Scorer(nn.Module):
+    """A model, and the choice of how batches are laid out for it.
+
+    Args:
+        model: of transformers, with or without adapters.
+        layout: ``flat`` rows or ``padded`` rectangles; ``auto`` is flat where the model scores flat rows
+            exactly, which it is asked at its first batch.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout = "auto") -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self._longest: int | None = None
+
+    def flat_layout(self, batch: Forest) -> FlatLayout | None:
+        """The flat layout of a batch, or ``None`` where it has to be padded."""
+        if self.layout == "auto":
+            self.layout = "flat" if leak.fits(self.model) else "padded"
+            self._longest = leak.longest_document(self.model)
+        if self.layout == "padded" or not batch.num_tokens:
+            return None
+        # A sliding window is no window for documents that fit into it.
+        return None if self._longest is not None and _longest(batch) > self._longest else flat_layout(batch)
+
+
+class Policy(Scorer):
     """A causal language model that scores forests.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
         neftune_alpha: noise on the embeddings while training (NEFTune), ``None`` for none.
+        layout: see :class:`Scorer`.
     """
 
-    def __init__(self, model: nn.Module, neftune_alpha: float | None = None) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(
+        self, model: nn.Module, neftune_alpha: float | None = None, layout: Layout = "auto"
+    ) -> None:
+        super().__init__(model, layout)
         self.neftune_alpha = neftune_alpha
 
     @overload
@@ -38,6 +69,7 @@ class Policy(nn.Module):
         loss: None = None,
         statistics: frozenset[Statistic] = ...,
         temperature: float = ...,
+        couples_batch: bool = ...,
     ) -> Scores: ...
 
     @overload
@@ -48,6 +80,7 @@ class Policy(nn.Module):
         loss: Callable[[Scores, Forest], LossOutput],
         statistics: frozenset[Statistic] = ...,
         temperature: float = ...,
+        couples_batch: bool = ...,
     ) -> LossOutput: ...
 
     def forward(
@@ -57,6 +90,7 @@ class Policy(nn.Module):
         loss: Callable[[Scores, Forest], LossOutput] | None = None,
         statistics: frozenset[Statistic] = frozenset(),
         temperature: float = 1.0,
+        couples_batch: bool = False,
     ) -> Scores | LossOutput:
         """Score a forest, and run a loss on the scores where one is given.
 
@@ -66,23 +100,29 @@ class Policy(nn.Module):
                 prompts (each with its completions), because a layout may call it on parts.
             statistics: what to compute beside the log-probs.
             temperature: the logits are divided by it.
+            couples_batch: the loss is a function of the whole batch, and must not be called on parts.
         """
-        noise = self.neftune_alpha if self.training else None
-        with noisy_embeddings(self.model, batch, noise):
+        # The router's loss is made from all layers by the model's own forward.
+        layout = None if "router_loss" in statistics else self.flat_layout(batch)
+        lengths = _document_lengths(batch) if layout is None else layout.document_lengths
+        with noisy_embeddings(self.model, lengths, self.neftune_alpha if self.training else None):
+            if layout is not None and loss is not None:
+                return flat.score_loss(
+                    self.model, batch, layout, loss, statistics, temperature, couples_batch
+                )
+            if layout is not None:
+                return flat.score(self.model, batch, layout, statistics, temperature)
             scores = padded.score(self.model, batch, statistics, temperature)
         return scores if loss is None else loss(scores, batch)
 
 
-class RewardScorer(nn.Module):
+class RewardScorer(Scorer):
     """A sequence classifier with one output that scores whole sequences.
 
     Args:
         model: ``AutoModelForSequenceClassification`` with ``num_labels=1``, with or without adapters.
+        layout: see :class:`Scorer`.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     @overload
     def forward(self, batch: Forest, *, loss: None = None) -> Tensor: ...
@@ -98,17 +138,27 @@ class RewardScorer(nn.Module):
         The score is read at the last token by position. The library's own classifier looks for the
         last id that is not the pad id, which is wrong as soon as a text may end in that id.
         """
-        rows = padded.rectangle(batch)
         inner = padded.base_model(self.model)
         if hasattr(inner, "score"):
-            hidden = inner.base_model(
-                input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
-            ).last_hidden_state
-            last = torch.tensor(rows.lengths, device=batch.device) - 1
-            each = torch.arange(batch.num_completions, device=batch.device)
-            rewards = inner.score(hidden[each, last])
+            layout = self.flat_layout(batch)
+            if layout is None:
+                states = padded.last_states(self.model, batch)
+            else:
+                states = flat.hidden_states(self.model, layout)[layout.last]
+            rewards = inner.score(states)
         else:
             # Encoders pool at their first token and need no position.
+            rows = padded.rectangle(batch)
             rewards = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
         rewards = rewards.squeeze(-1).float()
         return rewards if loss is None else loss(rewards, batch)
+
+
+def _longest(batch: Forest) -> int:
+    lengths = zip(batch.parents, batch.completion_lengths, strict=True)
+    return max((batch.prompt_lengths[p] + own for p, own in lengths), default=0)
+
+
+def _document_lengths(batch: Forest) -> Tensor:
+    lengths = zip(batch.parents, batch.completion_lengths, strict=True)
+    return torch.tensor([[batch.prompt_lengths[p] + own] for p, own in lengths], device=batch.device)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from lit_align.batches import Forest
 from lit_align.scoring import padded
@@ -64,7 +70,9 @@ def test_equals_one_sequence_at_a_time(tiny, rows):
         for j, token in enumerate(completion):
             column = len(prompt) + j
             expected.append(logps[0, column - 1, token].item() if column else 0.0)
-    torch.testing.assert_close(scores.logps.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        scores.logps.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_a_token_that_weighs_nothing_is_not_scored(tiny):

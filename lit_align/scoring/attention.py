@@ -1,0 +1,105 @@
+"""Attention that never crosses from one document of a flat row into another.
+
+It is registered with transformers under a name of its own and behaves as ``sdpa`` until a mask brings
+a layout with it. The layout travels as an argument of the forward it belongs to, so that a block that is
+recomputed in the backward pass sees its own layout, whatever was forwarded in between.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lit_align.scoring.layout import FlatLayout
+
+NAME = "lit_align_forest"
+
+
+def install(model: Any) -> bool:
+    """Let the model use it.
+
+    Returns:
+        Whether it does: a model that computes its attention another way than sdpa keeps that.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    current = model.config._attn_implementation
+    if current == NAME:
+        return True
+    if current != "sdpa":
+        return False
+    AttentionInterface.register(NAME, forest_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return model.config._attn_implementation == NAME
+
+
+def carrier(layout: FlatLayout) -> Tensor:
+    """A mask that carries a layout through a model.
+
+    A mask of four dimensions is passed on to every layer as it is. It has no elements, so that code
+    which took it for an ordinary mask would fail instead of attending across documents.
+    """
+    mask = torch.zeros((1, 1, 0, 0), dtype=torch.bool, device=layout.input_ids.device)
+    mask.forest = layout  # type: ignore[attr-defined]
+    return mask
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer.
+
+    Args:
+        module: the layer's attention module.
+        query: ``[1, heads, T, head size]``.
+        key: ``[1, key-value heads, T, head size]``.
+        value: as ``key``.
+        attention_mask: what :func:`carrier` made, or an ordinary mask.
+        dropout: rate.
+        scaling: factor on the products, by default one over the root of the head size.
+        kwargs: further arguments of the model, for an ordinary mask.
+
+    Returns:
+        ``[1, T, heads, head size]``, and no weights.
+    """
+    layout: FlatLayout | None = getattr(attention_mask, "forest", None)
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
+    options: dict[str, Any] = {
+        "dropout_p": dropout if module.training else 0.0,
+        "scale": scaling,
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    found = []
+    # One split, whose backward is one concatenation; slices would each fill a gradient of the whole row.
+    pieces = (t.split(layout.pieces, dim=2) for t in (query, key, value))
+    stem_key = stem_value = key
+    for q, k, v, stem, prompt in zip(*pieces, layout.stems, layout.prompts, strict=True):
+        if stem < 0:
+            stem_key, stem_value = k[:, :, :prompt], v[:, :, :prompt]
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        elif stem == 0:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        else:
+            mask = layout.branch_mask(q.shape[2], stem)
+            keys, values = torch.cat((stem_key, k), dim=2), torch.cat((stem_value, v), dim=2)
+            out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, **options)
+        found.append(out.transpose(1, 2))
+    return torch.cat(found, dim=1), None

@@ -1,0 +1,68 @@
+"""Scoring in the flat layout: no padding, each prompt once, only scored positions at the head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.batches import Forest, LossOutput, Scores, Statistic
+from lit_align.functional.logprobs import token_statistics
+from lit_align.scoring.attention import carrier
+from lit_align.scoring.head import Loss, blocks, head_loss, head_scores, plain_head
+from lit_align.scoring.layout import FlatLayout
+from lit_align.scoring.padded import base_model
+
+
+def hidden_states(model: nn.Module, layout: FlatLayout) -> Tensor:
+    """``[T, D]`` states of the last layer, after its norm, for every token of the row."""
+    trunk = base_model(model).base_model
+    output = trunk(
+        input_ids=layout.input_ids,
+        attention_mask=carrier(layout),
+        position_ids=layout.position_ids,
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+def score(
+    model: Any,
+    batch: Forest,
+    layout: FlatLayout,
+    statistics: frozenset[Statistic] = frozenset(),
+    temperature: float = 1.0,
+) -> Scores:
+    """Log-probs of the tokens that weigh something, with plain autograd where gradients are on."""
+    states = hidden_states(model, layout)[layout.predictors]
+    targets = batch.completion_ids[layout.scored]
+    head = plain_head(base_model(model), temperature)
+    if head is not None and not torch.is_grad_enabled():
+        found = head_scores(states, head, targets, statistics)
+    else:
+        logits = base_model(model).get_output_embeddings()(states)
+        if head is not None:
+            logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+            logits = logits * head.scale
+        elif temperature != 1.0:
+            logits = logits / temperature
+        found = token_statistics(logits, targets, statistics)
+    size = len(batch.completion_ids)
+    return Scores(**{n: v.new_zeros(size).index_put((layout.scored,), v) for n, v in found.items()})
+
+
+def score_loss(
+    model: Any,
+    batch: Forest,
+    layout: FlatLayout,
+    loss: Loss,
+    statistics: frozenset[Statistic] = frozenset(),
+    temperature: float = 1.0,
+    couples_batch: bool = False,
+) -> LossOutput:
+    """A loss of the log-probs, through the fused head where the head is one matrix."""
+    head = plain_head(base_model(model), temperature)
+    if head is None:
+        return loss(score(model, batch, layout, statistics, temperature), batch)
+    states = hidden_states(model, layout)[layout.predictors]
+    targets = batch.completion_ids[layout.scored]
+    return head_loss(states, head, targets, blocks(batch, layout.scored, couples_batch), loss, statistics)

@@ -1,0 +1,264 @@
+"""The output head and the loss in one pass, without the logits of a whole batch.
+
+A chunk of hidden states becomes logits, log-probs, the loss, the loss's derivative by each log-prob, and
+from that the gradients of hidden states and head, while the chunk is in cache: three matrix products, and
+no ``[T, V]`` tensor. Any loss fits, because autograd itself differentiates it by the log-probs.
+
+With ``z = h Wᵀ`` and ``p = softmax(z)``: ``d logp_y / dz = e_y - p``.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lit_align.batches import Forest, LossOutput, Scores, Statistic, merge_outputs
+from lit_align.functional.logprobs import token_statistics
+
+# 128 to 256 rows keep the products efficient and the logits of a vocabulary in the thousands in cache.
+CHUNK = 256
+# An indivisible block (a pair, a group) above this many logits is computed twice instead of being kept.
+LARGEST_BLOCK = 2**27
+
+Loss = Callable[[Scores, Forest], LossOutput]
+
+
+class Head(NamedTuple):
+    """A linear output head.
+
+    Attributes:
+        weight: ``[V, D]``.
+        bias: ``[V]`` or ``None``.
+        softcap: logits are ``softcap * tanh(z / softcap)`` where it is given (Gemma).
+        scale: factor on the logits, one over the temperature among others.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+def plain_head(model: Any, temperature: float = 1.0) -> Head | None:
+    """The head of a model where it is one matrix, ``None`` where something else is computed."""
+    layer = model.get_output_embeddings()
+    # Adapters, quantised layers and others have a forward of their own.
+    if type(layer) is not nn.Linear:
+        return None
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, layer.bias, softcap, scale / temperature)
+
+
+class Block(NamedTuple):
+    """Trees that are scored together.
+
+    Attributes:
+        rows: the scored tokens of the block, among the ``M`` of the batch.
+        forest: the trees.
+        index: ``[rows]`` where the scored tokens stand among the completion tokens of ``forest``.
+    """
+
+    rows: range
+    forest: Forest
+    index: Tensor
+
+
+def blocks(batch: Forest, scored: Tensor, whole: bool) -> list[Block]:
+    """Cut a forest into blocks of whole trees, about :data:`CHUNK` scored tokens each.
+
+    Args:
+        batch: the forest.
+        scored: ``[M]`` index of its scored tokens, ascending.
+        whole: one block for all, for a loss that couples the rows of a batch.
+    """
+    if whole or len(scored) <= CHUNK:
+        return [Block(range(len(scored)), batch, scored)]
+    tokens = [0] * batch.num_prompts
+    for length, parent in zip(batch.completion_lengths, batch.parents, strict=True):
+        tokens[parent] += length
+    ends = list(accumulate(tokens))
+    # How many scored tokens stand before the end of each prompt's completions.
+    upto = torch.searchsorted(scored, torch.tensor(ends, device=scored.device)).tolist()
+    found: list[Block] = []
+    first = start = 0
+    for p in range(batch.num_prompts):
+        if p + 1 < batch.num_prompts and upto[p + 1] - start <= CHUNK:
+            continue
+        offset = ends[first] - tokens[first]
+        forest = batch.select(range(first, p + 1))
+        found.append(Block(range(start, upto[p]), forest, scored[start : upto[p]] - offset))
+        first, start = p + 1, upto[p]
+    return found
+
+
+def head_loss(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    parts: Sequence[Block],
+    loss: Loss,
+    statistics: frozenset[Statistic] = frozenset(),
+) -> LossOutput:
+    """A loss of log-probs, with the gradients of hidden states and head made on the way.
+
+    Args:
+        hidden: ``[M, D]`` states that predict the scored tokens.
+        head: the output head.
+        targets: ``[M]`` the scored tokens.
+        parts: the forest in blocks, from :func:`blocks`.
+        loss: a sum over the prompts of a block.
+        statistics: what the loss wants beside the log-probs.
+    """
+    outputs: list[LossOutput] = []
+
+    def run(states: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> _Work:
+        work = _Work(states, head._replace(weight=weight, bias=bias), targets, statistics, needs)
+        outputs.extend(work.block(part, loss) for part in parts)
+        return work
+
+    total = _HeadLoss.apply(hidden, head.weight, head.bias, run, torch.is_grad_enabled())
+    return merge_outputs(outputs)._replace(total=total)
+
+
+def head_scores(
+    hidden: Tensor, head: Head, targets: Tensor, statistics: frozenset[Statistic] = frozenset()
+) -> dict[str, Tensor]:
+    """Log-probs and statistics ``[M]`` without gradients, chunk by chunk."""
+    with torch.no_grad():
+        work = _Work(hidden, head, targets, statistics, (False, False, False))
+        spans = [(a, min(a + CHUNK, len(targets))) for a in range(0, max(len(targets), 1), CHUNK)]
+        found = [work.scores(logits := work.logits(a, b), logits.logsumexp(-1), a, b) for a, b in spans]
+        return {name: torch.cat([f[name] for f in found]) for name in found[0]}
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Callable[..., "_Work"], train: bool
+    ) -> Tensor:
+        work = run(hidden, weight, bias, [train and needed for needed in ctx.needs_input_grad[:3]])
+        ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        return work.total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary.
+        grads = [None if g is None else g.mul_(grad.to(g.dtype)).to(dtype) for g, dtype in saved]
+        return (*grads, None, None)
+
+
+class _Work:
+    """The buffers of one pass, and what is done with a block."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        statistics: frozenset[Statistic],
+        needs: Sequence[bool],
+    ) -> None:
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
+        # Sums over thousands of rows are kept in float32, whatever the products are made in.
+        self.wide = torch.promote_types(self.dtype, torch.float32)
+        self.hidden, self.head, self.targets, self.statistics = hidden, head, targets, statistics
+        self.weight = head.weight.to(self.dtype)
+        self.total = hidden.new_zeros((), dtype=self.wide)
+        self.d_hidden = torch.empty_like(hidden) if needs[0] else None
+        self.d_weight = torch.empty_like(head.weight, dtype=self.wide) if needs[1] else None
+        self.d_bias = torch.empty_like(head.bias, dtype=self.wide) if needs[2] else None  # type: ignore[arg-type]
+        self.gradients = any(needs)
+        self.fresh = True
+
+    def block(self, block: Block, loss: Loss) -> LossOutput:
+        """Score a block, run the loss on it, and add its gradients to the buffers."""
+        start, end = block.rows.start, block.rows.stop
+        vocabulary = self.weight.shape[0]
+        once = (end - start) * vocabulary <= max(LARGEST_BLOCK, CHUNK * vocabulary)
+        step = max(end - start, 1) if once else CHUNK
+        spans = [(a, min(a + step, end)) for a in range(start, max(end, start + 1), step)]
+        found: list[dict[str, Tensor]] = []
+        kept: list[tuple[Tensor | None, Tensor]] = []
+        for a, b in spans:
+            logits = self.logits(a, b)
+            lse = logits.logsumexp(-1)
+            found.append(self.scores(logits, lse, a, b))
+            kept.append((logits if once else None, lse))
+        values = {name: torch.cat([f[name] for f in found]) for name in found[0]}
+        output, d_logps = self._differentiate(values, block, loss)
+        self.total += output.total.detach()
+        if d_logps is not None:
+            for (a, b), (kept_logits, lse) in zip(spans, kept, strict=True):
+                again = self.logits(a, b) if kept_logits is None else kept_logits
+                self._add_gradients(again, lse, d_logps[a - start : b - start], a, b)
+        return output._replace(total=output.total.detach())
+
+    def logits(self, a: int, b: int) -> Tensor:
+        """``[b - a, V]`` logits, in float32 at least."""
+        logits = (self.hidden[a:b].to(self.dtype) @ self.weight.T).to(self.wide)
+        if self.head.bias is not None:
+            logits += self.head.bias
+        if self.head.softcap is not None:
+            logits.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
+        return logits.mul_(self.head.scale) if self.head.scale != 1.0 else logits
+
+    def scores(self, logits: Tensor, lse: Tensor, a: int, b: int) -> dict[str, Tensor]:
+        """Log-probs and statistics of rows ``a .. b``."""
+        targets = self.targets[a:b]
+        found = {"logps": logits.gather(1, targets[:, None])[:, 0] - lse}
+        if self.statistics:
+            found |= token_statistics(logits, targets, self.statistics) | found
+        return found
+
+    def _differentiate(
+        self, values: dict[str, Tensor], block: Block, loss: Loss
+    ) -> tuple[LossOutput, Tensor | None]:
+        leaf = values["logps"].requires_grad_(self.gradients)
+        size = len(block.forest.completion_ids)
+        with torch.set_grad_enabled(self.gradients):
+            full = {n: v.new_zeros(size).index_put((block.index,), v) for n, v in (values | {"logps": leaf}).items()}
+            output = loss(Scores(**full), block.forest)
+            if not (self.gradients and output.total.requires_grad):
+                return output, None
+            (d_logps,) = torch.autograd.grad(output.total, leaf)
+        return output, d_logps
+
+    def _add_gradients(self, logits: Tensor, lse: Tensor, d_logps: Tensor, a: int, b: int) -> None:
+        slope = None
+        if self.head.softcap is not None:
+            slope = 1 - (logits / (self.head.softcap * self.head.scale)).square_()
+        # d logp_y / d z = e_y - softmax(z), written over the logits.
+        grads = logits.sub_(lse[:, None]).exp_().mul_(-d_logps[:, None])
+        grads.scatter_add_(1, self.targets[a:b, None], d_logps[:, None])
+        if self.head.scale != 1.0:
+            grads.mul_(self.head.scale)
+        if slope is not None:
+            grads.mul_(slope)
+        narrow = grads.to(self.dtype)
+        if self.d_hidden is not None:
+            self.d_hidden[a:b] = narrow @ self.weight
+        if self.d_weight is not None:
+            self._add(self.d_weight, narrow.T, self.hidden[a:b].to(self.dtype))
+        if self.d_bias is not None:
+            self.d_bias.copy_(grads.sum(0)) if self.fresh else self.d_bias.add_(grads.sum(0))
+        self.fresh = False
+
+    def _add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        if total.dtype != left.dtype:
+            product = left @ right
+            total.copy_(product) if self.fresh else total.add_(product)
+        elif self.fresh:
+            torch.mm(left, right, out=total)
+        else:
+            total.addmm_(left, right)

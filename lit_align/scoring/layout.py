@@ -1,0 +1,122 @@
+"""The flat layout: a whole forest as one row without padding, each prompt once.
+
+A tree of the forest is its prompt and the completions behind it. In the row stand, tree after tree,
+the prompt with its first completion (one *piece*, plain causal attention) and the other completions
+(a piece each, which also sees the prompt).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+import torch
+from torch import Tensor
+
+from lit_align.batches import Forest
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """Where everything stands in the row of ``T`` tokens.
+
+    Attributes:
+        input_ids: ``[1, T]``.
+        position_ids: ``[1, T]`` place of a token in its own document (prompt + completion).
+        pieces: lengths of the pieces, which sum to ``T``.
+        stems: for each piece, how many tokens of the latest stem it also sees: the length of the prompt
+            for a branch, -1 for a piece that starts a tree.
+        prompts: for each piece that starts a tree, the length of its prompt; 0 for the others.
+        scored: ``[M]`` index among the completion tokens of those that weigh something.
+        predictors: ``[M]`` place in the row of the token that predicts each of them.
+        last: ``[C]`` place in the row of the last token of each document.
+        row_of_prompt: ``P + 1`` starts of the trees among the ``M`` scored tokens, and their end.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    pieces: tuple[int, ...]
+    stems: tuple[int, ...]
+    prompts: tuple[int, ...]
+    scored: Tensor
+    predictors: Tensor
+    last: Tensor
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def branch_mask(self, own: int, stem: int) -> Tensor:
+        """``[own, stem + own]`` mask of a branch: all of the stem, and its own past."""
+        key = (own, stem)
+        if key not in self._masks:
+            ones = torch.ones((own, stem + own), dtype=torch.bool, device=self.input_ids.device)
+            self._masks[key] = ones.tril(stem)
+        return self._masks[key]
+
+    @property
+    def document_lengths(self) -> Tensor:
+        """``[1, T]`` length of the document that each token belongs to (a prompt: its first)."""
+        lengths = [n if stem < 0 else n + stem for n, stem in zip(self.pieces, self.stems, strict=True)]
+        each = torch.tensor(lengths, device=self.input_ids.device)
+        pieces = torch.tensor(self.pieces, device=self.input_ids.device)
+        return torch.repeat_interleave(each, pieces)[None]
+
+
+def flat_layout(batch: Forest, weights: Sequence[float] | None = None) -> FlatLayout:
+    """Lay a forest out in one row.
+
+    Args:
+        batch: the forest.
+        weights: the batch's token weights on the host, where the caller has them; read from the
+            batch (a wait for the device) where not.
+    """
+    po, co = batch.prompt_offsets, batch.completion_offsets
+    children: list[list[int]] = [[] for _ in batch.prompt_lengths]
+    for c, parent in enumerate(batch.parents):
+        children[parent].append(c)
+    parts: list[Tensor] = []
+    positions: list[Tensor] = []
+    pieces: list[int] = []
+    stems: list[int] = []
+    prompts: list[int] = []
+    starts = [0] * batch.num_completions  # where in the row the completion's own tokens start
+    ends_of_prompt = [0] * batch.num_prompts
+    place = 0
+    for p, group in enumerate(children):
+        length = batch.prompt_lengths[p]
+        parts.append(batch.prompt_ids[po[p] : po[p + 1]])
+        positions.append(torch.arange(length))
+        place += length
+        ends_of_prompt[p] = place - 1
+        for i, c in enumerate(group):
+            own = batch.completion_lengths[c]
+            starts[c] = place
+            parts.append(batch.completion_ids[co[c] : co[c + 1]])
+            positions.append(torch.arange(length, length + own))
+            place += own
+            if i == 0 or own:
+                pieces.append(own + (length if i == 0 else 0))
+                stems.append(length if i else -1)
+                prompts.append(0 if i else length)
+    return FlatLayout(
+        input_ids=torch.cat(parts)[None],
+        position_ids=torch.cat(positions).to(batch.device)[None],
+        pieces=tuple(pieces),
+        stems=tuple(stems),
+        prompts=tuple(prompts),
+        **_scored(batch, starts, ends_of_prompt),
+    )
+
+
+def _scored(batch: Forest, starts: list[int], ends_of_prompt: list[int]) -> dict[str, Tensor]:
+    scored = batch.weights.nonzero().squeeze(1)
+    # A token is predicted by its neighbour in the row, but the first of a completion by the prompt's last.
+    offsets = torch.tensor(batch.completion_offsets[:-1])
+    begin = torch.tensor(starts, dtype=torch.long)
+    ends = torch.tensor([ends_of_prompt[p] for p in batch.parents], dtype=torch.long)
+    host = torch.stack((begin - offsets - 1, offsets, ends)).to(batch.device)
+    owner = batch.sequence[scored]
+    shift, first, end = host[:, owner]
+    predictors = torch.where(scored == first, end, scored + shift)
+    lengths = torch.tensor(batch.completion_lengths)
+    last = torch.where(lengths > 0, begin + lengths - 1, ends)
+    return {"scored": scored, "predictors": predictors, "last": last.to(batch.device)}
+
+

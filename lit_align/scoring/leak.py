@@ -1,0 +1,91 @@
+"""Does a flat row keep its documents apart in this model? Asked of the model itself."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_align.batches import Forest
+from lit_align.scoring import flat, padded
+from lit_align.scoring.attention import install
+from lit_align.scoring.layout import flat_layout
+
+logger = logging.getLogger(__name__)
+
+# Largest difference of a log-prob between the layouts. A leak moves log-probs by tenths in a trained model.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+_LOW_PRECISION = 0.1
+
+
+def longest_document(model: Any) -> int | None:
+    """Length up to which every layer attends to all of a document; ``None`` for no limit."""
+    config = padded.base_model(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    slides = getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        slides = slides and any("sliding" in kind for kind in kinds)
+    return int(window) if window and slides else None
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether the model scores flat rows exactly; says why where it does not.
+
+    Installs the attention of flat rows, scores a small forest in both layouts, and compares.
+    """
+    reason = _reason(model)
+    if reason is not None:
+        logger.info("batches are padded, not flat: %s", reason)
+    return reason is None
+
+
+def _reason(model: nn.Module) -> str | None:
+    inner: Any = padded.base_model(model)
+    name = type(inner).__name__
+    if getattr(inner.config, "is_encoder_decoder", False):
+        return f"{name} has an encoder"
+    if getattr(inner.config, "is_causal", True) is False:
+        return f"{name} is not causal"
+    if not install(inner):
+        return f"{name} attends through {inner.config._attn_implementation!r}, not 'sdpa'"
+    if inner.get_output_embeddings() is None and not hasattr(inner, "score"):
+        return f"{name} has no output head"
+    batch = probe(inner.config.get_text_config().vocab_size).to(inner.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _difference(model, batch)
+    finally:
+        model.train(training)
+
+
+def probe(vocabulary: int) -> Forest:
+    """Three trees, among them one without a prompt and one with three branches."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+
+    prompts = [ids(5), [], ids(1)]
+    return Forest.from_lists(prompts, [[ids(4), ids(1), ids(6)], [ids(7)], [ids(3), ids(5)]])
+
+
+def _difference(model: nn.Module, batch: Forest) -> str | None:
+    layout = flat_layout(batch)
+    try:
+        ours = flat.hidden_states(model, layout)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(padded.base_model(model)).__name__} refuses a flat row ({error})"
+    if hasattr(padded.base_model(model), "score"):
+        theirs = padded.last_states(model, batch)
+        largest = (ours[layout.last] - theirs).abs().max().item()
+    else:
+        found = flat.score(model, batch, layout).logps
+        largest = (found - padded.score(model, batch).logps).abs().max().item()
+    allowed = _TOLERANCE.get(ours.dtype, _LOW_PRECISION)
+    if largest <= allowed:
+        return None
+    name = type(padded.base_model(model)).__name__
+    return f"in {name} a document's scores depend on its neighbours in the row (by {largest:.1e})"
