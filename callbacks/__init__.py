@@ -1,1 +1,7 @@
-"""Callbacks for any Lightning project that trains a Hugging Face model."""
+"""Callbacks for any Lightning project; imported as ``lit_align.callbacks``."""
+
+from lit_align.callbacks.export_hf import ExportHF as ExportHF
+from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
+from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
+
+__all__ = ["ExportHF", "PredictionWriter", "ProgressLines"]

@@ -1,0 +1,37 @@
+"""The trained model as a Hugging Face directory, at the end of a run."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_align.models.export import save_pretrained_dir
+
+
+class ExportHF(L.Callback):
+    """Write the trained model and its tokenizer when ``fit`` ends.
+
+    Works with any module that keeps its model of transformers (or of peft) as ``policy.model``, or as
+    ``model``, and its tokenizer as ``tokenizer``.
+
+    Args:
+        directory: where to; ``export`` in the trainer's directory by default.
+        merge: fold adapters into the weights; by default the adapters are written alone.
+    """
+
+    def __init__(self, directory: str | Path | None = None, merge: bool = False) -> None:
+        self.directory = Path(directory) if directory is not None else None
+        self.merge = merge
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the directory, on process zero; all processes wait."""
+        model = getattr(getattr(pl_module, "policy", pl_module), "model", None)
+        if model is None:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has neither policy.model nor model: nothing is exported"
+            )
+            return
+        if trainer.is_global_zero:
+            directory = self.directory or Path(trainer.default_root_dir) / "export"
+            save_pretrained_dir(model, getattr(pl_module, "tokenizer", None), directory, merge=self.merge)
+        trainer.strategy.barrier("export")
