@@ -8,6 +8,7 @@ from torch import nn
 
 from lit_align.batches import Forest
 from lit_align.scoring import flat, padded
+from lit_align.scoring.adapters import evaluating
 from lit_align.scoring.attention import install
 from lit_align.scoring.layout import flat_layout
 
@@ -52,13 +53,8 @@ def _reason(model: nn.Module) -> str | None:
     if inner.get_output_embeddings() is None and not hasattr(inner, "score"):
         return f"{name} has no output head"
     batch = probe(inner.config.get_text_config().vocab_size).to(inner.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _difference(model, batch)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        return _difference(model, batch)
 
 
 def probe(vocabulary: int) -> Forest:
