@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_align.datamodules.bad_rows import BadRow, DataError, nearest, shown
+from lit_align.datamodules.readers import Unreadable
 from lit_align.datamodules.sources import Record
 
 Message = dict[str, Any]
@@ -48,6 +49,8 @@ def rename(record: Record, columns: Mapping[str, str]) -> Record:
         BadRow: the row is not a mapping, or lacks a mapped column.
     """
     values = record.values
+    if isinstance(values, Unreadable):
+        raise BadRow(record.where, values.problem)
     if not isinstance(values, Mapping):
         raise BadRow(record.where, f"expected a row of named columns, found {shown(values)}")
     if not columns:

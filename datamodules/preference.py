@@ -52,13 +52,16 @@ def common_text(chosen: str, rejected: str, encoder: Encoder, prompt_end: str | 
         at = chosen.rfind(prompt_end, 0, shared)
         if at >= 0:
             return at + len(prompt_end)
-    candidates = list(dict.fromkeys(islice(_word_starts(chosen, rejected, shared), _TRIES)))
-    wholes = encoder.encode([chosen, rejected])
-    for n in candidates:
+    candidates = _word_starts(chosen, rejected, shared)
+    first = next(candidates)
+    prompt, *wholes = encoder.encode([chosen[:first], chosen, rejected])
+    if all(ids[: len(prompt)] == prompt for ids in wholes):
+        return first
+    for n in islice(candidates, _TRIES):
         (prompt,) = encoder.encode([chosen[:n]])
         if all(ids[: len(prompt)] == prompt for ids in wholes):
             return n
-    return candidates[0]
+    return first
 
 
 def _word_starts(chosen: str, rejected: str, shared: int) -> Iterator[int]:

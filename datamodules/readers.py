@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,17 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 #: Rows that a Parquet file is decoded by.
 _PARQUET_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a row that could not be decoded, so that one broken line is one bad row.
+
+    Attributes:
+        problem: what is wrong with it.
+    """
+
+    problem: str
 
 
 def data_suffix(path: Path) -> str:
@@ -47,7 +59,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
             elif suffix in (".csv", ".tsv"):
                 yield from _csv(file, "\t" if suffix == ".tsv" else ",")
             else:
-                yield from _jsonl(path, file)
+                yield from _jsonl(file)
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 {suffix} text ({error})") from error
 
@@ -59,16 +71,15 @@ def _open_text(path: Path) -> IO[str]:
     return open(path, encoding="utf-8-sig", newline="")
 
 
-def _jsonl(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+def _jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line)
+            row = json.loads(line.strip())
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}): {shown(line.strip())}"
-            ) from error
+            row = Unreadable(f"not JSON ({error.msg}, character {error.colno}): {shown(line.strip())}")
+        yield f"line {number}", row
 
 
 def _json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from lit_align.datamodules.bad_rows import DataError
-from lit_align.datamodules.readers import read_rows
+from lit_align.datamodules.readers import Unreadable, read_rows
 
 ROWS = [{"prompt": "a, b", "completion": 'say "x"\nand y'}, {"prompt": "é", "completion": "z"}]
 
@@ -59,7 +59,6 @@ def test_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.jsonl", '{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', "a file with one JSON object a line is named .jsonl"),
         ("a.json", '{"a": 1}', "expected a list of rows, found dict"),
         ("a.jsnl", "", r"unknown suffix '.jsnl' .did you mean '.json"),
@@ -77,3 +76,9 @@ def test_a_file_that_is_not_gzipped(tmp_path):
     path.write_text("{}")
     with pytest.raises(DataError, match=r"a.jsonl.gz: cannot be read"):
         list(read_rows(path))
+
+
+def test_a_broken_line_is_one_bad_row(write):
+    rows = list(read_rows(write("a.jsonl", '{"a": 1}\n{"a": \n{"a": 3}\n')))
+    assert [place for place, _ in rows] == ["line 1", "line 2", "line 3"]
+    assert rows[1][1] == Unreadable("not JSON (Expecting value, character 6): str '{\"a\":'")

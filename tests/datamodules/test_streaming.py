@@ -58,7 +58,7 @@ def test_nothing_is_read_before_it_is_needed(plain, tmp_path):
     path.write_text("\n".join([good] * 100 + ["not json"]))
     batches = iter(stream(str(path), plain, batch_size=8))
     assert len(next(batches)) == 8
-    with pytest.raises(DataError, match="line 101: not JSON"):
+    with pytest.raises(DataError, match=r"row 100 \(line 101\): not JSON"):
         list(batches)
 
 

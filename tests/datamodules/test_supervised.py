@@ -156,6 +156,14 @@ def test_bad_rows_stop_or_are_counted(plain, row, problem):
         module.setup("fit")
 
 
+def test_a_broken_line_is_a_bad_row(plain, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(PAIR) + '\n{"prompt": "Answ\n' + json.dumps(PAIR))
+    with pytest.raises(BadRow, match=r"rows.jsonl, row 1 \(line 2\): not JSON"):
+        batch(str(path), plain)
+    assert batch(str(path), plain, on_bad_row="drop").rows == (0, 2)
+
+
 def test_no_row_left_is_an_error_before_the_first_step(plain):
     with pytest.raises(DataError, match=r"no usable row among 1: \{'bad_rows': 1\}"):
         batch([{"prompt": "Answer:", "completion": None}], plain, on_bad_row="drop")
