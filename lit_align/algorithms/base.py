@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lit_align.algorithms.metrics import MetricTable
+from lit_align.algorithms.metrics import average
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.batches import Forest, LossOutput, Metric
 from lit_align.models.config import ModelConfig, PolicyLike
@@ -77,8 +77,6 @@ class AlignModule(L.LightningModule, ABC):
         self._reports: list[dict[str, Metric]] = []
         self._window: list[Tensor] = []
         self._backward_weight: Tensor | None = None
-        self._train_table = MetricTable()
-        self._eval_table = MetricTable()
 
     # -- what an algorithm says ------------------------------------------------------------------
 
@@ -142,7 +140,8 @@ class AlignModule(L.LightningModule, ABC):
         self._backward_weight = weight
         tokens = torch.tensor(float(batch.num_tokens), device=weight.device)
         self._window.append(torch.stack((weight.float(), tokens)))
-        self._reports.append(output.metrics)
+        if self._trainer_logs_every():
+            self._reports.append(output.metrics)
         return _average(output)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -181,7 +180,6 @@ class AlignModule(L.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Set the training reports aside: validation may run between two logging steps."""
-        self._eval_table.reset()
         self._training_reports, self._reports = self._reports, []
 
     def on_validation_epoch_end(self) -> None:
@@ -195,7 +193,6 @@ class AlignModule(L.LightningModule, ABC):
 
     def on_test_epoch_start(self) -> None:
         """Forget what an earlier stage reported."""
-        self._eval_table.reset()
         self._reports = []
 
     def on_test_epoch_end(self) -> None:
@@ -231,9 +228,12 @@ class AlignModule(L.LightningModule, ABC):
         return output._replace(metrics=metrics)
 
     def _logs_this_step(self) -> bool:
+        every = self._trainer_logs_every()
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
+
+    def _trainer_logs_every(self) -> int:
         trainer: Any = self.trainer
-        every = trainer.log_every_n_steps
-        return trainer.fast_dev_run or (every > 0 and (trainer.global_step + 1) % every == 0)
+        return 1 if trainer.fast_dev_run else trainer.log_every_n_steps
 
     def _average_gradients(self, optimizer: Optimizer) -> None:
         weight, tokens = torch.stack(self._window).sum(0)
@@ -251,17 +251,14 @@ class AlignModule(L.LightningModule, ABC):
             torch._foreach_mul_(local, scale)
 
     def _log_training(self) -> None:
-        self._train_table.update(self._reports)
-        self._reports = []
-        for name, value in self._train_table.compute().items():
+        for name, value in average(self._reports, self.device).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
-        self._train_table.reset()
+        self._reports = []
         self.log("train/num_tokens", self.tokens_seen.float())
 
     def _log_evaluation(self, stage: str) -> None:
-        self._eval_table.update(self._reports)
+        found = average(self._reports, self.device)
         self._reports = []
-        found = self._eval_table.compute()
         # Equal on all processes already; sync_dist only tells Lightning so.
         self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, sync_dist=True)
 

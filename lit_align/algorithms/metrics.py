@@ -11,6 +11,13 @@ from lit_align.batches import Metric
 _EXTREME = {"min": torch.inf, "max": -torch.inf}
 
 
+def average(batches: Iterable[Mapping[str, Metric]], device: torch.device) -> dict[str, float]:
+    """What a stretch of batches reported, over all processes. Every process must report the same names."""
+    table = MetricTable().to(device)
+    table.update(batches)
+    return table.compute()
+
+
 class MetricTable(TorchMetric):
     """Many named metrics in two vectors, reduced over processes in a handful of transfers.
 
@@ -29,12 +36,12 @@ class MetricTable(TorchMetric):
         self.add_state("high", torch.zeros(0), dist_reduce_fx="max")
 
     def update(self, batches: Iterable[Mapping[str, Metric]]) -> None:
-        """Take in what a stretch of batches reported; once between two resets.
+        """Take in what a stretch of batches reported; once.
 
         The names are the union over the batches: a batch may lack one (a statistic of logging steps).
         """
         if self.kinds:
-            raise RuntimeError("MetricTable takes one update between two resets")
+            raise RuntimeError("a MetricTable takes one update")
         batches = list(batches)
         self._open({name: metric.reduce for metrics in batches for name, metric in metrics.items()})
         for metrics in batches:
@@ -48,11 +55,6 @@ class MetricTable(TorchMetric):
         return {
             name: rows[column[kind]][i] for i, (name, kind) in enumerate(self.kinds.items()) if rows[3][i] > 0
         }
-
-    def reset(self) -> None:
-        """Forget everything, the names included: another stage may report others."""
-        super().reset()
-        self.kinds = {}
 
     def _open(self, kinds: dict[str, str]) -> None:
         self.kinds = kinds

@@ -1,6 +1,5 @@
 """Optimiser and schedule from plain configuration."""
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from lit_align.runtime import trust
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -99,10 +100,6 @@ def _factor(step: int, warmup: float, total: float, config: OptimConfig) -> floa
 
 
 def _resolve(path: str) -> Callable[..., Optimizer]:
-    module, _, name = path.rpartition(".")
-    if not module:
+    if "." not in path:
         raise ValueError(f"optimiser {path!r} is not a dotted path; did you mean 'torch.optim.{path}'?")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"optimiser {path!r} cannot be imported: {error}") from error
+    return trust.load(path)

@@ -41,16 +41,7 @@ def test_a_metric_without_weight_is_left_out():
     assert table.compute() == {"b": 1.0}
 
 
-def test_reset_forgets_the_names():
-    table = MetricTable()
-    table.update([{"a": Metric.mean(torch.ones(1))}])
-    table.compute()
-    table.reset()
-    table.update([{"b": Metric.high(torch.tensor([2.0, 7.0]))}])
-    assert table.compute() == {"b": 7.0}
-
-
-def test_two_updates_without_a_reset_are_refused():
+def test_a_second_update_is_refused():
     table = MetricTable()
     table.update([{"a": Metric.mean(torch.ones(1))}])
     with pytest.raises(RuntimeError, match="one update"):
