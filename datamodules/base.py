@@ -15,6 +15,7 @@ from lit_align.datamodules.collate import PaddedCollator, collate
 from lit_align.datamodules.loading import Split, load_split, row_loader, stream_loader
 from lit_align.datamodules.options import BatchOptions, Source, SourceOptions, TokenOptions
 from lit_align.datamodules.sampling import BatchOrder
+from lit_align.datamodules.sources import validation_of
 from lit_align.datamodules.tokenize import Encoder
 from lit_align.datamodules.tokenizers import load_tokenizer, module_tokenizer, pad_id, read_template
 from lit_align.datamodules.truncation import Limits
@@ -102,6 +103,8 @@ class AlignDataModule(L.LightningDataModule):
             split = "val"
         if split == "val" and sources.val_fraction:
             return sources.train
+        if split == "val" and sources.val is None:
+            return validation_of(sources.train)
         return getattr(sources, split)
 
     def _part(self, split: str) -> Literal["all", "kept", "held_out"]:

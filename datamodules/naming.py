@@ -45,12 +45,15 @@ def looks_like_path(name: str) -> bool:
 def nearest_files(path: Path, count: int = 3) -> list[str]:
     """Data files and folders whose names are like the missing one's, nearest first."""
     folder = path.parent if path.parent.is_dir() else Path()
-    names = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.is_dir() or (data_suffix(p) in SUFFIXES and not p.name.startswith("."))
-    )
-    return [str(folder / name) for name in get_close_matches(path.name, names, n=count, cutoff=0.5)]
+    visible = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found = [p for p in visible if p.is_dir() or data_suffix(p) in SUFFIXES]
+    # Suffixes apart: by them all data files would be alike.
+    close = get_close_matches(_stem(path), {_stem(p) for p in found}, n=count, cutoff=0.6)
+    return [str(p) for stem in close for p in found if _stem(p) == stem][:count]
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 def missing_path(path: Path) -> str:

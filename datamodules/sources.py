@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from lit_align.datamodules.bad_rows import DataError, shown
 from lit_align.datamodules.naming import looks_like_path, missing_path, split_name
 from lit_align.datamodules.readers import SUFFIXES, data_suffix, read_rows
-from lit_align.shipped import find
+from lit_align.shipped import PREFIX, find
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,16 @@ def open_sources(
         source = _open_one(one, streaming)
         opened.append((Limited(source, limit) if limit else source, weight))
     return opened
+
+
+def validation_of(spec: Any) -> str | None:
+    """The held-out split of a shipped data set; ``None`` for everybody else's data.
+
+    >>> validation_of("lit-align/manners-pairs")
+    'lit-align/manners-pairs:validation'
+    """
+    shipped = isinstance(spec, str) and spec.startswith(PREFIX) and ":" not in spec
+    return f"{spec}:validation" if shipped else None
 
 
 def _mixture(spec: Mapping[Any, Any]) -> list[tuple[Any, float]]:

@@ -53,7 +53,8 @@ class SupervisedDataModule(AlignDataModule):
             shipped one (``lit-align/manners-sft``), a JSONL, JSON, CSV or Parquet file (``.gz`` too), a
             directory of them, a ``datasets.Dataset``, a list of rows, a list of sources, or a mapping from
             source to its share of an epoch.
-        val: held-out rows, given like ``train``.
+        val: held-out rows, given like ``train``; where it is not given and ``train`` is a shipped data set,
+            the validation split of that.
         test: rows of ``trainer.test``.
         predict: rows of ``trainer.predict``; those of ``val`` where it is not given.
         val_fraction: hold out this fraction of ``train`` instead of giving ``val``; chosen by content.

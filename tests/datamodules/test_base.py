@@ -121,6 +121,13 @@ def test_predict_has_a_source_of_its_own(plain, tmp_path):
     assert [row for rows in predicted for row in rows] == [0, 1, 2]
 
 
+def test_a_shipped_data_set_brings_its_held_out_rows(plain):
+    assert SupervisedDataModule(train=ROWS, tokenizer=plain).val_dataloader() == []
+    data = PreferenceDataModule(train="lit-align/manners-pairs", tokenizer="lit-align/tiny", limit=8)
+    data.setup("fit")
+    assert data.report["val"]["rows_kept"] == 8
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_a_stage_without_rows_is_named(plain, stage):
     with pytest.raises(DataError, match=f"SupervisedDataModule has no rows to {stage} with"):

@@ -92,7 +92,7 @@ def test_fingerprints_follow_content(folder, tmp_path):
 @pytest.mark.parametrize("name", ["train-O.jsonl", "./train-O.jsonl"])
 def test_a_mistyped_path_names_the_nearest_and_asks_nobody(folder, monkeypatch, name):
     monkeypatch.chdir(folder)
-    with pytest.raises(DataError, match=r"no such file or directory .*did you mean (\./)?train-0.jsonl"):
+    with pytest.raises(DataError, match=r"no such file or directory .*did you mean .*train-0\.jsonl"):
         values(name)
 
 
