@@ -1,16 +1,14 @@
 """Predictions as JSON lines, one per row of the data set."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(L.Callback):
     """Write what ``predict_step`` returns, a mapping of per-row lists or tensors, as JSONL.
 
     Each process writes its own part as it goes; at the end process zero puts the parts together in
@@ -21,7 +19,6 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, output: str | Path | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.output = Path(output) if output is not None else None
         self._part: Path | None = None
         self._target: Path | None = None
@@ -34,15 +31,14 @@ class PredictionWriter(BasePredictionWriter):
         self._part = self._target.with_name(f".{self._target.name}.{trainer.global_rank}")
         self._part.write_text("", encoding="utf-8")
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Append the rows of a batch.
 
@@ -51,7 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         assert self._part is not None
         with self._part.open("a", encoding="utf-8") as file:
-            for row in _rows(prediction):
+            for row in _rows(outputs):
                 file.write(json.dumps({"loader": dataloader_idx, **row}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

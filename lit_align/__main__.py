@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _debugging() or isinstance(error, BrokenPipeError):
             raise
         return _complain(error, status=1)
+    except SystemExit as done:
+        # How the parser ends after --help and --print_config.
+        return done.code if isinstance(done.code, int) else 0
     except KeyboardInterrupt:
         return 130
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align.runtime import trust
@@ -67,8 +67,14 @@ def build_optimizer(module: nn.Module, config: OptimConfig, lr: float) -> Optimi
     groups = parameter_groups(module, config.weight_decay)
     if not groups:
         raise ValueError("no parameter of the policy is trainable; check lora, adapter and requires_grad")
-    factory = _resolve(config.name) if isinstance(config.name, str) else config.name
-    return factory(groups, lr=lr, **config.extra)
+    factory: Any = _resolve(config.name) if isinstance(config.name, str) else config.name
+    if factory not in (Adam, AdamW) or {"fused", "foreach", "capturable", "differentiable"} & config.extra.keys():
+        return factory(groups, lr=lr, **config.extra)
+    optimizer = factory(groups, lr=lr, fused=True, **config.extra)
+    # Lightning refuses to clip for an optimiser that says it unscales gradients by itself. A gradient
+    # scaler unscales them before the step where the optimiser does not say so.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> LambdaLR:

@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> None:
     parser = SmallParser(prog="lit-align chat", description="Talk to a model.")
     parser.add_argument("model", type=str, help="directory (an export of a run), Hub name, or lit-align/tiny")
     parser.add_argument("--system", type=str, help="the system's turn that opens every conversation")
-    parser.add_argument("--adapter", type=list[str], default=[], help="LoRA adapters on top; may be repeated")
+    parser.add_argument(
+        "--adapter", type=str, action="append", default=[], help="a LoRA adapter on top; may be repeated"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens")
     parser.add_argument(
         "--temperature", type=float, default=0.7, help="0 takes the most probable token each time"

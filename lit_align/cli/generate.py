@@ -75,7 +75,9 @@ def _parser() -> SmallParser:
     parser.add_argument("--greedy", type=bool, default=False, help="the most probable token each time")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts at once")
-    parser.add_argument("--adapter", type=list[str], default=[], help="LoRA adapters on top; may be repeated")
+    parser.add_argument(
+        "--adapter", type=str, action="append", default=[], help="a LoRA adapter on top; may be repeated"
+    )
     parser.add_argument("--dtype", type=str, default="auto", help="of the weights")
     parser.add_argument(
         "--trust_remote_code", type=bool, default=False, help="run code that comes with the model"

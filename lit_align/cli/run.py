@@ -104,7 +104,7 @@ class _SaveConfig(L.Callback):
         """Save before anything can fail, once."""
         config = self.cli.config.get(str(self.cli.subcommand), self.cli.config)
         path = Path(trainer.default_root_dir) / report.CONFIG_FILE
-        self.cli._parser(self.cli.subcommand).save(config, str(path), skip_none=False, overwrite=True)
+        self.cli._parser(self.cli.subcommand).save(config, str(path), skip_unset=False, overwrite=True)
 
 
 def _as_list(value: Any) -> list[Any]:

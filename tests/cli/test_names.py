@@ -1,0 +1,46 @@
+"""Names of other trainers are answered with names that exist here."""
+
+import re
+
+import pytest
+
+from lit_align.algorithms.dpo import DPO
+from lit_align.algorithms.reward import RewardModel
+from lit_align.algorithms.sft import SFT
+from lit_align.cli.explain import _parameters
+from lit_align.cli.names import OURS, translate
+from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
+from lit_align.models.config import LoraConfig, ModelConfig, QuantizationConfig
+from lit_align.scoring import references
+
+
+def _exists(option: str, answer: str) -> bool:
+    from lightning import Trainer
+
+    head, *rest = option.split(".")
+    if not rest:
+        return option in ("ckpt_path", "seed_everything", "config")
+    if head == "trainer":
+        return rest[0] in _parameters(Trainer, [])
+    if head == "data":
+        return any(rest[0] in _parameters(cls, []) for cls in (PreferenceDataModule, SupervisedDataModule))
+    if rest[0] == "policy" and len(rest) > 1:
+        nested = {"lora": LoraConfig, "quantization": QuantizationConfig}.get(rest[1])
+        names = _parameters(nested, []) if nested and len(rest) > 2 else _parameters(ModelConfig, [])
+        return rest[-1] in names
+    if rest[0] == "reference" and (found := re.search(r"--model\.reference ([A-Za-z]+)", answer)):
+        cls = getattr(references, found[1])
+        return len(rest) == 1 or rest[1] in _parameters(cls, [])
+    names = {name for cls in (SFT, RewardModel, DPO) for name in _parameters(cls, rest[:-1])}
+    return rest[-1] in names
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_answers_name_existing_options(name: str) -> None:
+    for option in re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", OURS[name]):
+        assert _exists(option, OURS[name]), f"{name} is answered with --{option}, which does not exist"
+
+
+def test_spelling_of_the_shell_is_understood() -> None:
+    assert translate("--learning-rate") == "--model.lr"
+    assert translate("no_such_name") is None
