@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 sys.path.insert(0, os.environ.get("BENCH_COMMON", os.path.dirname(os.path.abspath(__file__))))
-import common as C  # noqa: E402, N812
+import common as C
 
 warnings.filterwarnings("ignore")
 WORKLOADS = ["sft", "sft_lm", "dpo", "dpo_precomputed", "dpo_lora", "reward", "overhead"]
@@ -62,7 +62,14 @@ def main() -> None:
         with open(a.profile, "w") as file:
             file.write(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
     result["outside_step_s"] = result["wall_s"] - sum(meter.steps)
-    about = {"workload": a.workload, "shape": a.shape, "threads": a.threads, "bf16": a.bf16, "gc": a.gc, "bs": a.bs}
+    about = {
+        "workload": a.workload,
+        "shape": a.shape,
+        "threads": a.threads,
+        "bf16": a.bf16,
+        "gc": a.gc,
+        "bs": a.bs,
+    }
     C.emit({"peer": "lit-align", **about, **result})
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest, LossOutput, Scores, Statistic
 from lit_align.functional.logprobs import token_statistics
 from lit_align.scoring.attention import carrier
-from lit_align.scoring.head import Loss, blocks, head_loss, head_scores, plain_head
+from lit_align.scoring.head import Loss, blocks, chunk_rows, head_loss, head_scores, plain_head
 from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
 
@@ -65,4 +65,5 @@ def score_loss(
         return loss(score(model, batch, layout, statistics, temperature), batch)
     states = hidden_states(model, layout)[layout.predictors]
     targets = batch.completion_ids[layout.scored]
-    return head_loss(states, head, targets, blocks(batch, layout.scored, couples_batch), loss, statistics)
+    parts = blocks(batch, layout.scored, chunk_rows(len(head.weight)), couples_batch)
+    return head_loss(states, head, targets, parts, loss, statistics)

@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from lit_align.batches import Forest, LossOutput, Scores, Statistic, merge_outputs
 from lit_align.functional.logprobs import token_statistics
 
-# 128 to 256 rows keep the products efficient and the logits of a vocabulary in the thousands in cache.
-CHUNK = 256
+# 256 rows keep the products efficient; a small vocabulary takes more, for the sake of the calls around them.
+ROWS = 256
+LOGITS = 2**20
 # An indivisible block (a pair, a group) above this many logits is computed twice instead of being kept.
 LARGEST_BLOCK = 2**27
 
@@ -56,6 +57,11 @@ def plain_head(model: Any, temperature: float = 1.0) -> Head | None:
     return Head(layer.weight, layer.bias, softcap, scale / temperature)
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows of logits are worked on at a time."""
+    return max(ROWS, LOGITS // vocabulary)
+
+
 class Block(NamedTuple):
     """Trees that are scored together.
 
@@ -70,15 +76,16 @@ class Block(NamedTuple):
     index: Tensor
 
 
-def blocks(batch: Forest, scored: Tensor, whole: bool) -> list[Block]:
-    """Cut a forest into blocks of whole trees, about :data:`CHUNK` scored tokens each.
+def blocks(batch: Forest, scored: Tensor, rows: int, whole: bool = False) -> list[Block]:
+    """Cut a forest into blocks of whole trees.
 
     Args:
         batch: the forest.
         scored: ``[M]`` index of its scored tokens, ascending.
+        rows: scored tokens of a block, at most, unless a tree alone has more.
         whole: one block for all, for a loss that couples the rows of a batch.
     """
-    if whole or len(scored) <= CHUNK:
+    if whole or len(scored) <= rows:
         return [Block(range(len(scored)), batch, scored)]
     tokens = [0] * batch.num_prompts
     for length, parent in zip(batch.completion_lengths, batch.parents, strict=True):
@@ -89,7 +96,7 @@ def blocks(batch: Forest, scored: Tensor, whole: bool) -> list[Block]:
     found: list[Block] = []
     first = start = 0
     for p in range(batch.num_prompts):
-        if p + 1 < batch.num_prompts and upto[p + 1] - start <= CHUNK:
+        if p + 1 < batch.num_prompts and upto[p + 1] - start <= rows:
             continue
         offset = ends[first] - tokens[first]
         forest = batch.select(range(first, p + 1))
@@ -133,7 +140,8 @@ def head_scores(
     """Log-probs and statistics ``[M]`` without gradients, chunk by chunk."""
     with torch.no_grad():
         work = _Work(hidden, head, targets, statistics, (False, False, False))
-        spans = [(a, min(a + CHUNK, len(targets))) for a in range(0, max(len(targets), 1), CHUNK)]
+        step = chunk_rows(len(head.weight))
+        spans = [(a, min(a + step, len(targets))) for a in range(0, max(len(targets), 1), step)]
         found = [work.scores(logits := work.logits(a, b), logits.logsumexp(-1), a, b) for a, b in spans]
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
 
@@ -141,7 +149,12 @@ def head_scores(
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Callable[..., "_Work"], train: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        run: Callable[..., "_Work"],
+        train: bool,
     ) -> Tensor:
         work = run(hidden, weight, bias, [train and needed for needed in ctx.needs_input_grad[:3]])
         ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias)
@@ -152,7 +165,8 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary.
+        # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary. A
+        # second backward through the same graph is refused by autograd, loudly.
         grads = [None if g is None else g.mul_(grad.to(g.dtype)).to(dtype) for g, dtype in saved]
         return (*grads, None, None)
 
@@ -185,8 +199,9 @@ class _Work:
         """Score a block, run the loss on it, and add its gradients to the buffers."""
         start, end = block.rows.start, block.rows.stop
         vocabulary = self.weight.shape[0]
-        once = (end - start) * vocabulary <= max(LARGEST_BLOCK, CHUNK * vocabulary)
-        step = max(end - start, 1) if once else CHUNK
+        rows = chunk_rows(vocabulary)
+        once = end - start <= max(rows, LARGEST_BLOCK // vocabulary)
+        step = max(end - start, 1) if once else rows
         spans = [(a, min(a + step, end)) for a in range(start, max(end, start + 1), step)]
         found: list[dict[str, Tensor]] = []
         kept: list[tuple[Tensor | None, Tensor]] = []
@@ -227,10 +242,12 @@ class _Work:
         leaf = values["logps"].requires_grad_(self.gradients)
         size = len(block.forest.completion_ids)
         with torch.set_grad_enabled(self.gradients):
-            full = {n: v.new_zeros(size).index_put((block.index,), v) for n, v in (values | {"logps": leaf}).items()}
+            full = {n: v.new_zeros(size).index_put((block.index,), v) for n, v in values.items()}
             output = loss(Scores(**full), block.forest)
-            if not (self.gradients and output.total.requires_grad):
+            if not self.gradients:
                 return output, None
+            if not output.total.requires_grad:
+                return output, torch.zeros_like(leaf)
             (d_logps,) = torch.autograd.grad(output.total, leaf)
         return output, d_logps
 

@@ -8,7 +8,6 @@ the prompt with its first completion (one *piece*, plain causal attention) and t
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
 import torch
 from torch import Tensor
 
@@ -118,5 +117,3 @@ def _scored(batch: Forest, starts: list[int], ends_of_prompt: list[int]) -> dict
     lengths = torch.tensor(batch.completion_lengths)
     last = torch.where(lengths > 0, begin + lengths - 1, ends)
     return {"scored": scored, "predictors": predictors, "last": last.to(batch.device)}
-
-

@@ -55,9 +55,7 @@ class Policy(Scorer):
         layout: see :class:`Scorer`.
     """
 
-    def __init__(
-        self, model: nn.Module, neftune_alpha: float | None = None, layout: Layout = "auto"
-    ) -> None:
+    def __init__(self, model: nn.Module, neftune_alpha: float | None = None, layout: Layout = "auto") -> None:
         super().__init__(model, layout)
         self.neftune_alpha = neftune_alpha
 
