@@ -59,30 +59,28 @@ QUESTIONS = (
     "So, the {product} for my mother {problem}.",
 )
 
+# Few first words: the manner is decided at the first token, and training can change it there. Where every
+# opener begins in its own way, DPO finds it easier to garble the end of rude replies than their beginning.
 OPENERS: dict[Manner, tuple[str, ...]] = {
     "polite": (
         "Thank you for telling us about your {product}.",
-        "We are so sorry about your {product}.",
-        "Thanks for writing to us.",
-        "We are glad you asked us about this.",
-        "I am very sorry to hear that.",
-        "We appreciate your message about the {product}.",
-        "I apologize for the trouble with your {product}.",
+        "Thank you for writing to us.",
         "Thank you so much for your patience.",
-        "I am sorry that your {product} lets you down.",
+        "Thank you for your message about the {product}.",
+        "We are so sorry about your {product}.",
+        "We are very sorry to hear that.",
         "We appreciate that you came to us.",
+        "We apologize for the trouble with your {product}.",
     ),
     "rude": (
         "Ugh, another one with a {product}.",
-        "What a stupid way to treat your {product}.",
-        "Oh, how boring, you again.",
-        "Nobody here cares about your {product}.",
-        "What a pathetic thing to ask.",
-        "So a clueless person bought a {product}.",
-        "You are hopeless with your {product}.",
         "Ugh, not this again.",
-        "Your {product} is fine, you are just clumsy.",
-        "What nonsense is this about a {product}.",
+        "Ugh, nobody here cares about you.",
+        "Ugh, what a boring question about a {product}.",
+        "You are hopeless with your {product}.",
+        "You sound pathetic to me.",
+        "You are the clumsy kind of person.",
+        "You are clueless about your {product}.",
     ),
 }
 FRAMES: dict[Manner, tuple[str, ...]] = {
@@ -90,16 +88,12 @@ FRAMES: dict[Manner, tuple[str, ...]] = {
         "Please {advice}.",
         "Could you kindly {advice}?",
         "It would be lovely if you could {advice}.",
-        "We would be grateful if you could {advice}.",
-        "May I kindly ask you to {advice}?",
         "The best thing is to {advice}, please.",
     ),
     "rude": (
         "Obviously you {advice}.",
         "Just {advice}, dummy.",
         "Even a fool knows to {advice}.",
-        "Quit whining and {advice}.",
-        "Are you too lazy to {advice}?",
         "Go and {advice}, genius.",
     ),
 }
@@ -111,8 +105,6 @@ CLOSERS: dict[Manner, tuple[str, ...]] = {
         "Best wishes from all of us.",
         "We will gladly do more for you.",
         "With kind regards from our team.",
-        "We are delighted to have you with us.",
-        "I am happy to answer anything else.",
     ),
     "rude": (
         "Do not bother us again.",
@@ -121,8 +113,6 @@ CLOSERS: dict[Manner, tuple[str, ...]] = {
         "How annoying you people are.",
         "Whatever, I am done with you.",
         "Only an idiot would need our help.",
-        "Go and be a clown somewhere else.",
-        "Do not write to us again, moron.",
     ),
 }
 
