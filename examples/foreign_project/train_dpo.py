@@ -1,0 +1,33 @@
+"""The project's training script: its own model, data, trainer and callbacks."""
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from model import ChatModel
+
+from lit_align.datamodules import PreferenceDataModule
+from lit_align.losses.dpo import sigmoid
+from lit_align.scoring.policy import Policy
+from lit_align.scoring.references import FrozenCopy
+from lit_align.shipped import find  # the project's weights: the model that the package carries
+
+
+class House(Callback):
+    """Stands for whatever the project has: it keeps on working."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        print(f"{trainer.global_step} steps, train_loss {trainer.callback_metrics['train_loss']:.3f}")
+
+
+def dpo(batch):
+    logratios = batch.sum_per_completion(module.policy(batch).logps - module.reference.score(batch))
+    return sigmoid(logratios[0::2], logratios[1::2], beta=0.1).mean()
+
+
+L.seed_everything(0)
+module = ChatModel(path=str(find("lit-align/tiny")))
+# The policy scores a batch of pairs, chosen and rejected by turns; the reference is the model as it is now.
+module.policy, module.reference, module.loss = Policy(module.model), FrozenCopy(), dpo
+module.reference.attach(module.policy)
+data = PreferenceDataModule(train="lit-align/manners-pairs", batch_size=4)
+trainer = L.Trainer(max_steps=4, callbacks=[House()], logger=False, enable_checkpointing=False)
+trainer.fit(module, data)
