@@ -92,7 +92,8 @@ def _help() -> str:
 
 {lines}
 
-lit-align COMMAND --help lists the arguments of one command.
+lit-align COMMAND --help lists the arguments of one command, and lit-align fit --model.help DPO those of
+a method.
 LIT_ALIGN_DEBUG=1 shows tracebacks. Any option can be a variable: LIT_ALIGN_TRAINER__MAX_STEPS=10."""
 
 

@@ -26,10 +26,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--top_k", type=int, default=0, help="sample from so many tokens; 0 is all")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--dtype", type=str, default="auto", help="of the weights")
-    parser.add_argument(
-        "--trust_remote_code", type=bool, default=False, help="run code that comes with the model"
-    )
-    arguments = parser.parse_args(list(argv))
+    parser.add_flag("--trust_remote_code", help="run code that comes with the model")
+    arguments = parser.read(argv)
 
     import torch
 

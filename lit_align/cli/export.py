@@ -22,16 +22,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--output", type=str, help="the directory; export, or export-merged, in the run by default"
     )
-    parser.add_argument(
+    parser.add_flag(
         "--merge",
-        type=bool,
-        default=False,
         help="fold adapters into the weights (a quantised base in full precision)",
     )
     parser.add_argument(
         "--trust", type=str, default="", help="packages that the run's configuration may import"
     )
-    arguments = parser.parse_args(list(argv))
+    arguments = parser.read(argv)
 
     from lit_align.cli.quiet import quieten
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         CommandLineError: the arguments are wrong, or the prompts cannot be read.
     """
-    arguments = _parser().parse_args(list(argv))
+    arguments = _parser().read(argv)
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise CommandLineError(
             "generate needs either --prompt TEXT or --prompts FILE",
@@ -65,23 +65,19 @@ def _parser() -> SmallParser:
         "--prompts", type=str, help="text file (a prompt per line) or JSONL (prompt or messages)"
     )
     parser.add_argument("--output", type=str, help="JSONL file to write; the terminal by default")
-    parser.add_argument(
-        "--raw", type=bool, default=False, help="continue the text itself, without chat template"
-    )
+    parser.add_flag("--raw", help="continue the text itself, without chat template")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest completion, in tokens")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is --greedy true")
     parser.add_argument("--top_p", type=float, default=1.0, help="sample from this much probability")
     parser.add_argument("--top_k", type=int, default=0, help="sample from so many tokens; 0 is all")
-    parser.add_argument("--greedy", type=bool, default=False, help="the most probable token each time")
+    parser.add_flag("--greedy", help="the most probable token each time")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts at once")
     parser.add_argument(
         "--adapter", type=str, action="append", default=[], help="a LoRA adapter on top; may be repeated"
     )
     parser.add_argument("--dtype", type=str, default="auto", help="of the weights")
-    parser.add_argument(
-        "--trust_remote_code", type=bool, default=False, help="run code that comes with the model"
-    )
+    parser.add_flag("--trust_remote_code", help="run code that comes with the model")
     return parser
 
 

@@ -20,6 +20,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     # The run's directory is made before the logger looks at it.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    # No validation data were asked for.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     # A run that continues another writes to a directory of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
     if not sys.stderr.isatty():

@@ -100,7 +100,9 @@ def test_a_file_here_goes_before_the_shipped_one(
     monkeypatch.chdir(tmp_path)
     assert _printed(capsys, "--config", "dpo.yaml")["trainer"]["max_steps"] != 77
     Path("dpo.yaml").write_text(
-        "model: {class_path: DPO, init_args: {policy: x}}\ndata: PreferenceDataModule\ntrainer: {max_steps: 77}\n"
+        "model: {class_path: DPO, init_args: {policy: x}}\n"
+        "data: PreferenceDataModule\n"
+        "trainer: {max_steps: 77}\n"
     )
     assert _printed(capsys, "--config", "dpo.yaml")["trainer"]["max_steps"] == 77
 

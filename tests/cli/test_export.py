@@ -39,7 +39,7 @@ def test_adapters_alone_and_merged_say_the_same(runs: Path, tmp_path: Path) -> N
 
     run = runs / "dpo_lora" / "1"
     assert main(["export", str(run), "--output", str(tmp_path / "adapter")]) == 0
-    assert main(["export", str(run), "--merge", "true"]) == 0
+    assert main(["export", str(run), "--merge"]) == 0
     merged = AutoModelForCausalLM.from_pretrained(run / "export-merged")
     adapter = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     at_fit = AutoPeftModelForCausalLM.from_pretrained(run / "export")

@@ -7,7 +7,7 @@ import pytest
 
 from lit_align.__main__ import main
 
-SHORT = ["--max_new_tokens", "6", "--greedy", "true"]
+SHORT = ["--greedy", "--max_new_tokens", "6"]
 
 
 def test_prompt_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +53,12 @@ def test_bad_files_are_told(
 def test_bad_sampling_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "lit-align/tiny", "--prompt", "x", "--top_p", "2"]) == 1
     assert "top_p is 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--greedy"], ["--greedy", "true"], ["--greedy=true"]])
+def test_flags_alone_and_with_a_value(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "lit-align/tiny", "--prompt", "Hello", "--max_new_tokens", "4"]
+    assert main([*argv, *flag, "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert main([*argv, "--seed", "2", *flag]) == 0
+    assert capsys.readouterr().out == first
