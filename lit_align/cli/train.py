@@ -1,5 +1,6 @@
 """``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line around our classes."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +115,8 @@ class AlignCLI(LightningCLI):
         self.arguments = arguments
         self.run: Run | None = None
         AlignParser.arguments = arguments
+        # The seed stands in the saved configuration.
+        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
         super().__init__(
             AlignModule,
             L.LightningDataModule,
