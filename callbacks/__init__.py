@@ -1,7 +1,8 @@
 """Callbacks for any Lightning project; imported as ``lit_align.callbacks``."""
 
+from lit_align.callbacks.exact_resume import ExactResume as ExactResume
 from lit_align.callbacks.export_hf import ExportHF as ExportHF
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
 
-__all__ = ["ExportHF", "PredictionWriter", "ProgressLines"]
+__all__ = ["ExactResume", "ExportHF", "PredictionWriter", "ProgressLines"]

@@ -108,7 +108,9 @@ def resumable(
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError("it reads a stream, which can only be read from its start")
     if type(loader) is not DataLoader:
-        raise ValueError(f"{type(loader).__name__} may iterate in a way of its own; a plain DataLoader is needed")
+        raise ValueError(
+            f"{type(loader).__name__} may iterate in a way of its own; a plain DataLoader is needed"
+        )
     order = ReplayedOrder(loader, seed, num_replicas, rank)
     return DataLoader(
         SeededRows(loader.dataset, seed, order.batched),

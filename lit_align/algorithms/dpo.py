@@ -132,6 +132,15 @@ class DPO(AlignModule):
         """The trainable weights, and those of a reference that moves."""
         return super().saved_names() | self.reference.saved_names()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen weights out, and let a reference that remembers write down what it holds back.
+
+        A row that is scored again in another batch differs in its last bits, so what a checkpoint's
+        past has scored must outlive the process.
+        """
+        super().on_save_checkpoint(checkpoint)
+        self.reference.flush()
+
     def on_train_epoch_end(self) -> None:
         """Let a reference that remembers write down what it holds back."""
         self.reference.flush()
