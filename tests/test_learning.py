@@ -1,0 +1,65 @@
+"""The shipped configurations do their job on the shipped task, measured on rows they have not seen."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from lit_align.__main__ import main as lit_align
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SAMPLES = 200
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The demo, whose measurements are the ones that README shows."""
+    spec = importlib.util.spec_from_file_location("lit_align_demo", SCRIPTS / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base(demo, tmp_path_factory):
+    """Figures of the shipped model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("base"))
+        return demo.measure(demo.BASE, SAMPLES)[0]
+
+
+@pytest.mark.slow
+def test_the_base_is_of_two_minds(base):
+    assert 0.35 <= base.preferred <= 0.65
+    assert 0.35 <= base.polite <= 0.65
+    assert base.helpful >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["dpo.yaml", "dpo_lora.yaml"])
+def test_dpo_teaches_manners_and_breaks_no_sums(demo, base, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lit_align(["fit", "--config", config]) == 0
+    after = demo.measure(str(next(Path("runs").glob("*/1/export"))), SAMPLES)[0]
+    assert after.faults(base) == []
+
+
+@pytest.mark.slow
+def test_sft_teaches_manners(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lit_align(["fit", "--config", "sft.yaml"]) == 0
+    after = demo.measure("runs/sft/1/export", SAMPLES)[0]
+    assert after.polite >= 0.95
+    assert after.preferred >= 0.95
+    assert after.helpful >= 0.9
+
+
+@pytest.mark.slow
+def test_the_reward_model_tells_manners_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert lit_align(["fit", "--config", "reward.yaml"]) == 0
+    capsys.readouterr()
+    assert lit_align(["validate", "--config", "reward.yaml", "--model.policy", "runs/reward/1/export"]) == 0
+    found = re.search(r"val/accuracy\W+([0-9.]+)", capsys.readouterr().out)
+    assert float(found[1]) >= 0.95
