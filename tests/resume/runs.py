@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_align import DPO, SFT, RewardModel
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.callbacks.exact_resume import ExactResume
+from lit_align.callbacks import ExactResume, NanGuard, Preemption
 from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.scoring.references import EMA, Cached
 
 POLICY: dict[str, Any] = {
@@ -124,21 +125,48 @@ class Foreign(L.LightningModule):
 
 
 class Watch(L.Callback):
-    """Note each batch, and kill the process at one."""
+    """Note each batch; at one, kill the process or send it a signal."""
 
-    def __init__(self, path: Path, kill_at: int | None) -> None:
-        self.path, self.kill_at, self.count = path, kill_at, 0
+    def __init__(self, path: Path, spec: dict[str, Any]) -> None:
+        self.path, self.kill_at, self.count = path, spec.get("kill_at"), 0
+        self.signals = {int(at): getattr(signal, name) for at, name in spec.get("signals", {}).items()}
+        self.touch_at = spec.get("touch_at")
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self.count += 1
         if self.kill_at is not None and self.count > self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.count in self.signals:
+            os.kill(os.getpid(), self.signals[self.count])
+        if self.count == self.touch_at:
+            (self.path.parent / "SAVE").touch()
         seen = list(batch.rows) if hasattr(batch, "rows") else [int(v) for v in batch[:, 0].tolist()]
         with self.path.open("a") as file:
             file.write(json.dumps([trainer.current_epoch, batch_idx, seen, trainer.global_step]) + "\n")
 
     def on_validation_batch_start(self, *_: Any) -> None:
         torch.rand(7)
+
+
+class Poison(L.Callback):
+    """Put a NaN into the loss, a gradient or a weight at one micro-batch."""
+
+    def __init__(self, what: str, at: int) -> None:
+        self.what, self.at, self.count = what, at, 0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.count += 1
+        if self.what == "loss" and self.count == self.at:
+            step = module.training_step
+            module.training_step = lambda *a: (module.__dict__.pop("training_step"), step(*a) * torch.nan)[1]
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        if self.what == "gradient" and self.count == self.at:
+            next(p for p in module.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if self.what == "weights" and self.count == self.at:
+            next(module.parameters()).data.view(-1)[-1] = torch.nan
 
 
 class Disturb(L.Callback):
@@ -168,10 +196,14 @@ def run(spec: dict[str, Any]) -> None:
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, **spec.get("trainer", {})}
     trainer = L.Trainer(
         default_root_dir=out,
+        plugins=[AtomicCheckpointIO()],
         callbacks=[
             resume,
             *([Disturb()] if spec.get("disturb") else []),
-            Watch(out / "batches.jsonl", spec.get("kill_at")),
+            Watch(out / "batches.jsonl", spec),
+            *([Poison(**spec["poison"])] if "poison" in spec else []),
+            Preemption(save_file=out / "SAVE"),
+            NanGuard(),
             ModelCheckpoint(out / "checkpoints", **(saver | spec.get("saver", {}))),
         ],
         **options,

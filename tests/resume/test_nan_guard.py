@@ -1,0 +1,39 @@
+"""NaN and infinity stop the run at their step, with the rows, and reach no checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_align.runtime.manifest import newest_complete
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "weights"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_stopped_at_the_step(runs, what, accumulate):
+    # At the second micro-batch of the third step.
+    at = 3 * accumulate
+    trainer = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
+    part = runs(
+        algorithm="sft",
+        trainer=trainer,
+        saver={"every_n_train_steps": 1, "save_last": True},
+        poison={"what": what, "at": at},
+    )
+    assert part.code == 1
+    window = [rows for _, _, rows, step in part.batches if step == 2]
+    rows = window[-1] if what == "loss" else [row for one in window for row in one]
+    assert f"NonFinite: {what} not finite at optimiser step 3, from rows {rows}" in part.log
+    # Nothing after the step, and nothing of it.
+    assert len(part.batches) == at
+    newest = newest_complete(Path(part.out) / "checkpoints")
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    assert state["global_step"] == 2
+    assert all(bool(t.isfinite().all()) for t in state["state_dict"].values())
+
+
+def test_a_stranger_has_no_rows(runs):
+    part = runs(algorithm="foreign", trainer={"max_epochs": 1}, poison={"what": "loss", "at": 2})
+    assert part.code == 1
+    assert "loss not finite at optimiser step 2, from batches that do not tell their rows" in part.log
