@@ -160,7 +160,7 @@ def test_disk_full_is_named_and_leaves_the_old_file(io, tmp_path, monkeypatch, a
 
 
 def save_and_die(folder: Path, name: str, point: int) -> tuple[int, int]:
-    """Save step 1 as ``1.ckpt``, and step 2 as ``name`` in a child killed around its ``point``-th system call.
+    """Save step 1 as ``1.ckpt``, and step 2 as ``name`` in a child killed at its ``point``-th system call.
 
     Returns:
         The child's exit status, and how many points it reached.
