@@ -26,6 +26,7 @@ def test_importing_the_package_loads_nothing():
         "from lit_align import DPO, SFT, RewardModel",
         "from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule",
         "from lit_align.scoring import references",
+        "import lit_align.callbacks",
         "import lit_align.losses.preference",
     ],
 )

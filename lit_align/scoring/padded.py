@@ -63,31 +63,44 @@ def score(
         statistics: what to return beside the log-probs.
         temperature: the logits are divided by it.
     """
-    rows = rectangle(batch)
-    if not rows.input_ids.numel():
+    if not batch.num_tokens:
         return Scores(logps=torch.zeros_like(batch.weights))
-    accepted = _accepted(model)
     extra: dict[str, Any] = {}
-    # Only columns that predict a completion token need logits: with a vocabulary of 100k that is
-    # most of the memory.
-    first, last = _predicting_columns(batch)
-    if "logits_to_keep" in accepted:
-        extra["logits_to_keep"] = torch.arange(first, last, device=batch.device)
     if "router_loss" in statistics:
-        if "output_router_logits" not in accepted:
+        if "output_router_logits" not in _accepted(model):
             raise ValueError(f"{type(model).__name__} has no router: it is not a mixture of experts")
         extra["output_router_logits"] = True
-    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **extra)
-    logits = output.logits if "logits_to_keep" in extra else output.logits[:, first:last]
-
-    scored = batch.weights.nonzero().squeeze(1)
-    picked = logits[batch.sequence[scored], rows.columns[scored] - 1 - first]
+    picked, scored, output = scored_logits(model, batch, **extra)
     if temperature != 1.0:
         picked = picked / temperature
     wanted = frozenset(statistics - {"router_loss"})
     found = token_statistics(picked, batch.completion_ids[scored], wanted)
     full = {name: _scatter(value, scored, len(batch.completion_ids)) for name, value in found.items()}
     return Scores(**full, router_loss=output.aux_loss if "router_loss" in statistics else None)
+
+
+def scored_logits(model: nn.Module, batch: Forest, **extra: Any) -> tuple[Tensor, Tensor, Any]:
+    """The logits that predict the tokens that weigh something.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters.
+        batch: the forest, not empty.
+        extra: more arguments of the model's ``forward``.
+
+    Returns:
+        ``[M, V]`` logits, ``[M]`` places of their tokens among the ``N``, and the model's whole output.
+    """
+    rows = rectangle(batch)
+    # Only columns that predict a completion token need logits: with a vocabulary of 100k that is
+    # most of the memory.
+    first, last = _predicting_columns(batch)
+    keeps = "logits_to_keep" in _accepted(model)
+    if keeps:
+        extra["logits_to_keep"] = torch.arange(first, last, device=batch.device)
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **extra)
+    logits = output.logits if keeps else output.logits[:, first:last]
+    scored = batch.weights.nonzero().squeeze(1)
+    return logits[batch.sequence[scored], rows.columns[scored] - 1 - first], scored, output
 
 
 def last_states(model: nn.Module, batch: Forest) -> Tensor:
