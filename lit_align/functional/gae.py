@@ -67,7 +67,7 @@ def gae(
         after_last = final_values.detach().to(values.dtype)[owner]
     next_values = torch.where(going_on, _shift(values, 1), after_last)
     errors = rewards + gamma * next_values - values
-    advantages = _reverse_recursion(errors, going_on * (gamma * gae_lambda))
+    advantages = _reverse_recursion(errors, going_on.to(errors.dtype) * (gamma * gae_lambda))
     return Estimate(_spread(advantages, kept), _spread(advantages + values, kept))
 
 
@@ -88,12 +88,12 @@ def discounted_returns(rewards: Tensor, mask: Tensor, sequence: Tensor, *, gamma
     _check(rewards, rewards, mask, sequence)
     kept = mask != 0
     rewards, owner = rewards.detach()[kept], sequence[kept]
-    return _spread(_reverse_recursion(rewards, _same_as_next(owner) * gamma), kept)
+    return _spread(_reverse_recursion(rewards, _same_as_next(owner).to(rewards.dtype) * gamma), kept)
 
 
 def _reverse_recursion(inputs: Tensor, decay: Tensor) -> Tensor:
     """Solve ``x_t = inputs_t + decay_t x_{t+1}``, doubling the horizon each time round."""
-    total, decay = inputs, decay.to(inputs.dtype)
+    total = inputs
     span = 1
     while span < len(inputs):
         # where, not a product alone: 0 * NaN would carry one sequence's fault into its neighbour.
