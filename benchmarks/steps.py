@@ -70,16 +70,11 @@ def resident_bytes() -> int:
 def measure(name: str, module: L.LightningModule, data: L.LightningDataModule, steps: int) -> Cost:
     L.seed_everything(0)
     meter = Meter()
-    L.Trainer(
-        max_steps=WARM_UP + steps,
-        gradient_clip_val=1.0,
-        log_every_n_steps=10,
-        callbacks=[meter],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module, data)
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    trainer = L.Trainer(max_steps=WARM_UP + steps, gradient_clip_val=1.0, callbacks=[meter], **quiet)
+    trainer.fit(module, data)
     return Cost(name, meter.seconds / steps, meter.tokens / steps, meter.grown / steps / 1000)
 
 
