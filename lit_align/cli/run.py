@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_align.callbacks.exact_resume import ExactResume
 from lit_align.callbacks.export_hf import ExportHF
+from lit_align.callbacks.nan_guard import NanGuard
+from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.prediction_writer import PredictionWriter
 from lit_align.callbacks.progress_lines import ProgressLines
 from lit_align.cli import report
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.run_directory import start_run
 
 if TYPE_CHECKING:
@@ -52,13 +57,19 @@ class Run:
         if self.config.get("enable_progress_bar") is not False and not self.config.get("barebones"):
             self._add(ProgressBar, self._progress_bar)
         if self.directory is not None and self.command == "fit":
+            self._add(ExactResume, ExactResume)
+            self._add(NanGuard, NanGuard)
             if self.config.get("enable_checkpointing") is not False:
+                self._add(Preemption, lambda: Preemption(Path(str(self.directory)) / "SAVE"))
                 self._add(ModelCheckpoint, self._checkpoints)
             self._add(ExportHF, ExportHF)
             self.callbacks.append(_SaveConfig(self.cli))
         if self.directory is not None and self.command == "predict":
             self._add(PredictionWriter, PredictionWriter)
             self.callbacks.append(_SaveConfig(self.cli))
+        plugins = _as_list(self.config.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            self.config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return {**self.config, "callbacks": self.callbacks}
 
     def _add(self, kind: type, make: Any) -> None:

@@ -138,10 +138,18 @@ class AlignCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Find ``--ckpt_path last``; unlike Lightning's, never take hyper-parameters from the file."""
-        config = self.config.get(str(self.config.get("subcommand")))
-        if config is not None and config.get("ckpt_path") == "last":
-            root = config.trainer.default_root_dir or "."
+        command = str(self.config.get("subcommand"))
+        config = self.config.get(command)
+        if config is None or config.get("ckpt_path") != "last":
+            return
+        root = config.trainer.default_root_dir or "."
+        try:
             config.ckpt_path = str(run_directory.newest_checkpoint(root, self.run_name))
+        except FileNotFoundError:
+            # So that the same line starts a run, and goes on with it whenever it was cut off.
+            if command != "fit":
+                raise
+            config.ckpt_path = None
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what constructors refuse is told without the parser's frame."""

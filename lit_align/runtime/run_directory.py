@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_align.runtime.manifest import manifest_path, newest_complete
+
 #: Set by the process that chose the directory, so that those it starts write to the same one.
 VARIABLE = "LIT_ALIGN_RUN_DIRECTORY"
 _SLUG = re.compile(r"[^a-z0-9._-]+")
@@ -50,14 +52,19 @@ def start_run(root: str | Path, name: str) -> Path:
 
 
 def newest_checkpoint(root: str | Path, name: str) -> Path:
-    """The checkpoint written last by any run of this name.
+    """The checkpoint written last by any run of this name, among those that are complete and intact.
 
     Raises:
         FileNotFoundError: there is none.
     """
     folder = Path(root).expanduser() / "runs" / slug(name)
-    found = list(folder.glob("*/checkpoints/*.ckpt"))
+    verified = newest_complete(sorted(folder.glob("*/checkpoints")))
+    if verified is not None:
+        return verified
+    found = [path for path in folder.glob("*/checkpoints/*.ckpt") if not manifest_path(path).exists()]
     if not found:
-        raise FileNotFoundError(f"no checkpoint under {folder}/*/checkpoints; train first, or give a file")
-    # The clock decides; of two written in the same tick, the higher run.
+        raise FileNotFoundError(
+            f"no complete checkpoint under {folder}/*/checkpoints; train first, or give a file"
+        )
+    # Written by another plugin, without manifests. The clock decides; in the same tick, the higher run.
     return max(found, key=lambda path: (path.stat().st_mtime_ns, int(path.parts[-3])))

@@ -123,8 +123,8 @@ def test_last_is_the_newest_checkpoint_of_the_name(lora_run: Path) -> None:
 
 
 def test_last_without_a_run_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", "dpo.yaml", "--ckpt_path=last"]) == 1
-    assert "no checkpoint under" in capsys.readouterr().err
+    assert main(["validate", "--config", "dpo.yaml", "--ckpt_path=last"]) == 1
+    assert "no complete checkpoint under" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
