@@ -104,8 +104,9 @@ def full(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     own, other = (torch.log_softmax(x.to(wide), -1) for x in (logits, reference_logits))
-    probability = own.exp()
-    return torch.where(probability > 0, probability * (own - other), 0).sum(-1)
+    # The difference is cut out, and not the product: behind a product inf * 0 would still be the gradient.
+    difference = (own - other).masked_fill(own == -torch.inf, 0)
+    return (own.exp() * difference).sum(-1)
 
 
 #: Estimators by name: functions of ``[N]`` log-probs and reference log-probs. ``full`` needs logits and

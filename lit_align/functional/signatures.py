@@ -48,7 +48,7 @@ class Signature:
                 hyperparameters.add(name)
                 if parameter.default is parameter.empty:
                     required.add(name)
-            elif name in known and parameter.kind is not parameter.VAR_KEYWORD:
+            elif name in known and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 inputs.append(name)
             else:
                 shown = getattr(function, "__name__", type(function).__name__)

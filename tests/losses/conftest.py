@@ -51,7 +51,7 @@ class Network:
 
 @pytest.fixture(scope="session")
 def network(golden_models) -> Callable[..., Network]:
-    """``network(name)``: ``policy`` (with a value head where asked), ``reference``, ``critic``, ``reward``."""
+    """``network(name)``: ``policy`` (with value head if asked), ``reference``, ``critic``, ``reward``."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

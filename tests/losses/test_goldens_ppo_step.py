@@ -26,8 +26,8 @@ from lit_align.losses.ppo import (
 
 STEPS = [
     "step_k1", "step_k1_right_padding", "step_abs", "step_k2_mse", "step_full_kl",
-    "step_whiten_rewards_gamma", "step_whiten_rewards_right_padding", "step_score_scaling", "step_score_scaling_no_norm_clip",
-    "step_response_mask", "step_two_epochs_sgd",
+    "step_whiten_rewards_gamma", "step_whiten_rewards_right_padding", "step_score_scaling",
+    "step_score_scaling_no_norm_clip", "step_response_mask", "step_two_epochs_sgd",
 ]  # fmt: skip
 LOSSES = ["loss_clipped", "loss_clipped_tight", "loss_response_mask", "loss_ratio_threshold"]
 PLAIN = ["adaptive_kl", "running_moments"]

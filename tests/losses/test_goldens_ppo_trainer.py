@@ -175,8 +175,8 @@ def check_objective_metrics(metrics, batch, hparams, scores, kl):
 
 
 def check_metrics_that_count_padding(case, batch, logps, ratios):
-    """A fault of the peer: these three take in the pads of the right-padded batch, whose log-probs, old and new,
-    it sets to 1. Ours are the masked ones; the peer's numbers follow with as many pads.
+    """A fault of the peer: these three take in the pads of the right-padded batch, whose log-probs it sets to
+    1, old and new. Ours are the masked ones; the peer's numbers follow with as many pads.
     """
     metrics, width = case["formula_f64"]["metrics"], max(len(r["completion_ids"]) for r in batch.rows)
     cells, pads = batch.count * width, batch.count * width - len(logps)
