@@ -2,10 +2,20 @@
 
 from lit_align.callbacks.exact_resume import ExactResume as ExactResume
 from lit_align.callbacks.export_hf import ExportHF as ExportHF
+from lit_align.callbacks.generation_samples import GenerationSamples as GenerationSamples
 from lit_align.callbacks.kl_tracker import KLTracker as KLTracker
 from lit_align.callbacks.nan_guard import NanGuard as NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.preemption import Preemption as Preemption
 from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
 
-__all__ = ["ExactResume", "ExportHF", "NanGuard", "PredictionWriter", "Preemption", "ProgressLines"]
+__all__ = [
+    "ExactResume",
+    "ExportHF",
+    "GenerationSamples",
+    "KLTracker",
+    "NanGuard",
+    "PredictionWriter",
+    "Preemption",
+    "ProgressLines",
+]
