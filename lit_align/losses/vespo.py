@@ -64,6 +64,6 @@ def vespo_weights(log_ratios: Tensor, *, k: float, lambda_: float) -> Tensor:
     """
     if k < 0 or lambda_ <= 0:
         raise ValueError(f"vespo: k must not be negative and lambda must be positive, got {k} and {lambda_}")
-    # Beyond this the weight is 0 in any precision, and inf - inf would be no number.
-    bounded = log_ratios.detach().clamp(-80, 80)
+    # Above this the weight is 0 in any precision, and inf - inf would be no number.
+    bounded = log_ratios.detach().clamp(max=80)
     return (lambda_ + k * bounded - lambda_ * bounded.exp()).exp()
