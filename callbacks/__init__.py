@@ -4,6 +4,7 @@ from lit_align.callbacks.exact_resume import ExactResume as ExactResume
 from lit_align.callbacks.export_hf import ExportHF as ExportHF
 from lit_align.callbacks.generation_samples import GenerationSamples as GenerationSamples
 from lit_align.callbacks.kl_tracker import KLTracker as KLTracker
+from lit_align.callbacks.merge_adapters import MergeAdapters as MergeAdapters
 from lit_align.callbacks.nan_guard import NanGuard as NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.preemption import Preemption as Preemption
@@ -14,6 +15,7 @@ __all__ = [
     "ExportHF",
     "GenerationSamples",
     "KLTracker",
+    "MergeAdapters",
     "NanGuard",
     "PredictionWriter",
     "Preemption",
