@@ -15,6 +15,7 @@ from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_sched
 from lit_align.batches import Forest, LossOutput, Metric
 from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
+from lit_align.scoring.policy import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +125,16 @@ class AlignModule(L.LightningModule, ABC):
             from lit_align.models.tokenizers import check_tokenizer
 
             check_tokenizer(self.tokenizer, self.policy.model)
+        self.attach()
+        if self.device_mesh is not None:
+            from lit_align.models.sharding import shard
+
+            # Last, because what is made from the policy is made from whole weights.
+            for scorer in [module for module in self.modules() if isinstance(module, Scorer)]:
+                shard(scorer, self.device_mesh["data_parallel"])
+
+    def attach(self) -> None:
+        """Make what stands beside the policy and is made from it (a reference); called once."""
 
     def score(self, batch: Forest, **options: Any) -> Any:
         """What the policy says about a batch, without a loss."""

@@ -88,9 +88,8 @@ class DPO(AlignModule):
         remove_dropout(policy.model)
         return policy
 
-    def configure_model(self) -> None:
-        """Build the policy, and the reference from the policy as it is now."""
-        super().configure_model()
+    def attach(self) -> None:
+        """Make the reference from the policy as it is now."""
         if self.reference is None:
             self.reference = default_reference(self.policy)
         self.reference.attach(self.policy, self.model_config)

@@ -136,7 +136,7 @@ class Watch(L.Callback):
         self.count += 1
         if self.kill_at is not None and self.count > self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.count in self.signals:
+        if self.count in self.signals and trainer.global_rank == 0:
             os.kill(os.getpid(), self.signals[self.count])
         if self.count == self.touch_at:
             (self.path.parent / "SAVE").touch()

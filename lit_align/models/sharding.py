@@ -1,0 +1,45 @@
+"""Weights spread over processes (FSDP2): each layer gathers its own, just before it runs."""
+
+import logging
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+logger = logging.getLogger(__name__)
+
+
+def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a scorer in place: each decoder layer is a group, all the rest is the scorer's own.
+
+    The scorer is the root, not the model inside it: it uses the weights of embedding and head outside of
+    the model's own ``forward``, so they have to be whole as long as the scorer runs. Being part of the
+    root, no trainable weight (a score head, an adapter) can stay outside of every group, where its
+    gradients would never be summed over processes. Adapters are part of the layers that they change.
+
+    Args:
+        scorer: with its model as ``model``; frozen or not.
+        mesh: one dimension, over which the weights are spread.
+
+    Raises:
+        ValueError: the model is quantised, which cannot be spread.
+    """
+    model: Any = scorer.model
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    if getattr(inner, "quantization_method", None) is not None:
+        raise ValueError(
+            "quantised weights cannot be sharded here: leave quantization out, or use the ddp strategy"
+        )
+    found = layers(inner)
+    if not found:
+        logger.warning("%s does not tell its layers: it is gathered as a whole", type(inner).__name__)
+    for layer in found:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(scorer, mesh=mesh)
+
+
+def layers(model: Any) -> list[nn.Module]:
+    """The layers of a model, by the names that transformers gives to what must not be split."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]

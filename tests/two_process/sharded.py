@@ -1,0 +1,99 @@
+"""Three optimiser steps under a strategy; process zero saves losses and whole weights, and a checkpoint.
+
+Run as a script: ``sharded.py ALGORITHM STRATEGY PROCESSES OUT [CHECKPOINT]``, the strategy being ``auto``,
+``ddp`` or ``fsdp2``.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from step import POLICY, pairs
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from lit_align import DPO, SFT, RewardModel
+from lit_align.algorithms.optim import OptimConfig
+from lit_align.callbacks import NanGuard
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
+from lit_align.scoring.references import AdapterOff, FrozenCopy
+
+STEPS = 3
+LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
+MODULES = {
+    "sft": lambda: SFT(dict(POLICY), lr=0.3),
+    "sft_lora": lambda: SFT(LORA, lr=0.3),
+    "reward": lambda: RewardModel(dict(POLICY), lr=0.3),
+    "reward_lora": lambda: RewardModel(LORA, lr=0.3),
+    "dpo_copy": lambda: DPO(dict(POLICY), reference=FrozenCopy(), lr=0.3),
+    "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.3),
+    "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.3),
+}
+
+
+class Keep(L.Callback):
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.losses: list[float] = []
+        self.shards = 0
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.shards = sum(isinstance(p, DTensor) for p in module.parameters())
+        if self.shards:
+            assert self.shards == len(list(module.parameters()))
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        whole = {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
+        # All processes gather; the first writes.
+        if trainer.is_global_zero:
+            torch.save({"weights": whole, "losses": self.losses, "shards": self.shards}, self.out)
+
+
+def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: str | None) -> None:
+    torch.set_num_threads(1)
+    chosen: Any = strategy
+    if strategy == "fsdp2":
+        chosen = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=chosen,
+        max_steps=STEPS if checkpoint is None else 2 * STEPS,
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out.parent,
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[Keep(out), NanGuard()],
+    )
+    share = 8 // processes
+    rank = trainer.global_rank
+    batches = [pairs(8 * (STEPS * 2)).select(range(8 * s, 8 * s + 8)) for s in range(STEPS * 2)]
+    mine = [batch.select(range(rank * share, (rank + 1) * share)) for batch in batches]
+    module = MODULES[algorithm]()
+    # SGD, whose step is as exact as the gradient; Adam's blows rounding up where gradients are small.
+    module.optim = OptimConfig(name="torch.optim.SGD", schedule="constant", extra={"momentum": 0.9})
+    loader = DataLoader(mine if checkpoint is None else mine[STEPS:], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is None:
+        trainer.save_checkpoint(out.with_suffix(".ckpt"))
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    checkpoint = arguments[4] if len(arguments) > 4 else None
+    main(arguments[0], arguments[1], int(arguments[2]), Path(arguments[3]), checkpoint)
