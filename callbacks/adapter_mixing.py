@@ -9,9 +9,10 @@ import torch
 
 from lit_align.scoring.adapters import adapter_on
 
-#: Ways to combine adapters. ``cat`` is the weighted sum of what they add, exactly; ``svd`` the same, cut to the
-#: rank of one; ``linear`` combines the factors instead (peft's rough approximation); ``ties`` (arXiv 2306.01708)
-#: and ``dare_linear``, ``dare_ties`` (arXiv 2311.03099) drop small or random weights first.
+#: Ways to combine adapters. ``cat`` is the weighted sum of what they add, exactly; ``svd`` the same, cut to
+#: the rank of one; ``linear`` combines the factors instead (peft's rough approximation); ``ties``
+#: (arXiv 2306.01708) and ``dare_linear``, ``dare_ties`` (arXiv 2311.03099) drop small or random weights
+#: first.
 Combination = Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties"]
 
 _MIXED = "lit_align_mixed"
@@ -21,7 +22,7 @@ _MIXED = "lit_align_mixed"
 def mixed_adapter(
     model: Any, weights: Mapping[str, float], combination: Combination, density: float | None
 ) -> Iterator[None]:
-    """The weighted combination of adapters as the active one inside the block; everything as before afterwards.
+    """The weighted combination of adapters as the active one inside the block; all as before afterwards.
 
     Args:
         model: of peft.

@@ -17,8 +17,8 @@ from lit_align.models.export import save_pretrained_dir
 class MergeAdapters(L.Callback):
     """Write base and LoRA as one model, at the end of ``fit`` or every so many steps.
 
-    Works with any module that holds a model of peft. The model in training is not touched; a quantised base is
-    loaded again in full precision. The directory loads with ``AutoModelForCausalLM.from_pretrained``.
+    Works with any module that holds a model of peft. The model in training is not touched; a quantised base
+    is loaded again in full precision. The directory loads with ``AutoModelForCausalLM.from_pretrained``.
 
     Args:
         directory: ``merged`` in the trainer's directory by default. With ``every_n_steps`` each model gets a

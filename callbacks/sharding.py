@@ -26,6 +26,6 @@ def refuse_sharded(trainer: Any, owner: str) -> None:
     strategy = type(trainer.strategy).__name__
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
         raise ValueError(
-            f"{owner} needs the whole weights in one process, and under {strategy} none has them; do it after "
-            "training, from a checkpoint"
+            f"{owner} needs the whole weights in one process, and under {strategy} none has them; do it "
+            "after training, from a checkpoint"
         )
