@@ -41,8 +41,12 @@ def test_the_base_is_of_two_minds(base):
 def test_dpo_teaches_manners_and_breaks_no_sums(demo, base, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert lit_align(["fit", "--config", config]) == 0
-    after = demo.measure(str(next(Path("runs").glob("*/1/export"))), SAMPLES)[0]
+    (run,) = Path("runs").glob("*/1")
+    # Adapters are folded in: what is measured is what an export is used for.
+    assert lit_align(["export", str(run), "--merge", "true", "--output", "merged"]) == 0
+    after = demo.measure("merged", SAMPLES)[0]
     assert after.faults(base) == []
+    assert after.helpful >= 0.9
 
 
 @pytest.mark.slow
