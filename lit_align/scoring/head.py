@@ -68,12 +68,12 @@ class Block(NamedTuple):
     Attributes:
         rows: the scored tokens of the block, among the ``M`` of the batch.
         forest: the trees.
-        index: ``[rows]`` where the scored tokens stand among the completion tokens of ``forest``.
+        places: ``[rows]`` where the scored tokens stand among the completion tokens of ``forest``.
     """
 
     rows: range
     forest: Forest
-    index: Tensor
+    places: Tensor
 
 
 def blocks(batch: Forest, scored: Tensor, rows: int, whole: bool = False) -> list[Block]:
@@ -242,7 +242,7 @@ class _Work:
         leaf = values["logps"].requires_grad_(self.gradients)
         size = len(block.forest.completion_ids)
         with torch.set_grad_enabled(self.gradients):
-            full = {n: v.new_zeros(size).index_put((block.index,), v) for n, v in values.items()}
+            full = {n: v.new_zeros(size).index_put((block.places,), v) for n, v in values.items()}
             output = loss(Scores(**full), block.forest)
             if not self.gradients:
                 return output, None

@@ -5,7 +5,6 @@ the prompt with its first completion (one *piece*, plain causal attention) and t
 (a piece each, which also sees the prompt).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +27,6 @@ class FlatLayout:
         scored: ``[M]`` index among the completion tokens of those that weigh something.
         predictors: ``[M]`` place in the row of the token that predicts each of them.
         last: ``[C]`` place in the row of the last token of each document.
-        row_of_prompt: ``P + 1`` starts of the trees among the ``M`` scored tokens, and their end.
     """
 
     input_ids: Tensor
@@ -58,14 +56,8 @@ class FlatLayout:
         return torch.repeat_interleave(each, pieces)[None]
 
 
-def flat_layout(batch: Forest, weights: Sequence[float] | None = None) -> FlatLayout:
-    """Lay a forest out in one row.
-
-    Args:
-        batch: the forest.
-        weights: the batch's token weights on the host, where the caller has them; read from the
-            batch (a wait for the device) where not.
-    """
+def flat_layout(batch: Forest) -> FlatLayout:
+    """Lay a forest out in one row."""
     po, co = batch.prompt_offsets, batch.completion_offsets
     children: list[list[int]] = [[] for _ in batch.prompt_lengths]
     for c, parent in enumerate(batch.parents):
@@ -94,17 +86,20 @@ def flat_layout(batch: Forest, weights: Sequence[float] | None = None) -> FlatLa
                 pieces.append(own + (length if i == 0 else 0))
                 stems.append(length if i else -1)
                 prompts.append(0 if i else length)
+    scored, predictors, last = _scored(batch, starts, ends_of_prompt)
     return FlatLayout(
         input_ids=torch.cat(parts)[None],
         position_ids=torch.cat(positions).to(batch.device)[None],
         pieces=tuple(pieces),
         stems=tuple(stems),
         prompts=tuple(prompts),
-        **_scored(batch, starts, ends_of_prompt),
+        scored=scored,
+        predictors=predictors,
+        last=last,
     )
 
 
-def _scored(batch: Forest, starts: list[int], ends_of_prompt: list[int]) -> dict[str, Tensor]:
+def _scored(batch: Forest, starts: list[int], ends_of_prompt: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     scored = batch.weights.nonzero().squeeze(1)
     # A token is predicted by its neighbour in the row, but the first of a completion by the prompt's last.
     offsets = torch.tensor(batch.completion_offsets[:-1])
@@ -116,4 +111,4 @@ def _scored(batch: Forest, starts: list[int], ends_of_prompt: list[int]) -> dict
     predictors = torch.where(scored == first, end, scored + shift)
     lengths = torch.tensor(batch.completion_lengths)
     last = torch.where(lengths > 0, begin + lengths - 1, ends)
-    return {"scored": scored, "predictors": predictors, "last": last.to(batch.device)}
+    return scored, predictors, last.to(batch.device)

@@ -144,7 +144,7 @@ def test_blocks_are_a_partition_in_order(count, completions, rows, seed):
     scored = batch.weights.nonzero().squeeze(1)
     parts = blocks(batch, scored, rows)
     assert [r for part in parts for r in part.rows] == list(range(len(scored)))
-    ids = torch.cat([part.forest.completion_ids[part.index] for part in parts])
+    ids = torch.cat([part.forest.completion_ids[part.places] for part in parts])
     assert torch.equal(ids, batch.completion_ids[scored])
     assert sum(part.forest.num_prompts for part in parts) == count
     assert all(len(part.rows) <= rows or part.forest.num_prompts == 1 for part in parts)
