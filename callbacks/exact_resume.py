@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import Any, Literal
 
 import lightning as L
@@ -164,6 +165,8 @@ class ExactResume(L.Callback):
             return
         if not self._same_data(state["fingerprints"]):
             position = Position(position.epoch)
+        # Lightning knows only loaders that carry their own state.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
         self._order.set_epoch(position.epoch)
         self._order.start_at(position.epoch, position.rows)
         remaining = len(list(self._order))

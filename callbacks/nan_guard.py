@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_align.runtime.health import gradients, largest, not_finite
+from lit_align.runtime.health import all_finite, gradients, not_finite, total_norm
 from lit_align.runtime.position import at_step_boundary
 
 
@@ -68,8 +68,12 @@ class NanGuard(L.Callback):
         self._last = [row for _, rows in window for row in rows]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         found = [] if scaled else gradients([p for group in optimizer.param_groups for p in group["params"]])
-        numbers = torch.stack([loss for loss, _ in window] + [largest(found).to(pl_module.device)])
-        if not self._anywhere(trainer, not bool(numbers.isfinite().all())):
+        numbers = torch.stack([loss for loss, _ in window] + [total_norm(found).to(pl_module.device)])
+        bad_here = not bool(numbers.isfinite().all())
+        if bad_here:
+            # Once more exactly: the norm overflows before the numbers do.
+            bad_here = not all_finite([*(loss for loss, _ in window), *found])
+        if not self._anywhere(trainer, bad_here):
             return
         bad = [i for i, (loss, _) in enumerate(window) if not bool(loss.isfinite())]
         if self._anywhere(trainer, bool(bad)):
@@ -84,8 +88,8 @@ class NanGuard(L.Callback):
         if not at_step_boundary(trainer) or trainer.global_step % self.weights_every_n_steps:
             return
         trained = [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]
-        bad = not bool(largest(p for _, p in trained).isfinite())
-        if self._anywhere(trainer, bad):
+        finite = bool(total_norm(p for _, p in trained).isfinite()) or all_finite(p for _, p in trained)
+        if self._anywhere(trainer, not finite):
             self._stop(trainer, "weights", self._last, _of(not_finite(trained)), done=1)
 
     def _anywhere(self, trainer: L.Trainer, bad: bool) -> bool:

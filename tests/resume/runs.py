@@ -166,7 +166,7 @@ class Poison(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if self.what == "weights" and self.count == self.at:
-            next(module.parameters()).data.view(-1)[-1] = torch.nan
+            next(p for p in module.parameters() if p.requires_grad).data.view(-1)[-1] = torch.nan
 
 
 class Disturb(L.Callback):
@@ -189,6 +189,10 @@ def run(spec: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore")
     out = Path(spec["out"])
     out.mkdir(parents=True, exist_ok=True)
+    if spec.get("kill_after"):
+        # Its default is death on the spot, as of SIGKILL, whatever is being done.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, spec["kill_after"])
     module = module_of(spec["algorithm"], out)
     resume = ExactResume(**spec.get("resume", {"seed": 5}))
     saver: dict[str, Any] = {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.runtime import run_directory
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.run_directory import VARIABLE, newest_checkpoint, slug, start_run
 
 
@@ -56,3 +57,17 @@ def test_newest_checkpoint_by_time(tmp_path: Path) -> None:
         path.write_text(str(number))
         os.utime(path, (time, time))
     assert newest_checkpoint(tmp_path, "dpo").parts[-3:] == ("2", "checkpoints", "a.ckpt")
+
+
+def test_newest_checkpoint_is_one_that_is_complete(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    for run in (1, 2, 3):
+        io.save_checkpoint(
+            {"global_step": run}, tmp_path / "runs" / "dpo" / str(run) / "checkpoints" / "last.ckpt"
+        )
+    (tmp_path / "runs/dpo/3/checkpoints/last.ckpt").write_bytes(b"torn")
+    assert newest_checkpoint(tmp_path, "dpo").parts[-3] == "2"
+    for run in (1, 2):
+        (tmp_path / f"runs/dpo/{run}/checkpoints/last.ckpt").write_bytes(b"torn")
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        newest_checkpoint(tmp_path, "dpo")

@@ -24,13 +24,13 @@ from lit_align.scoring.references import AdapterOff, FrozenCopy
 STEPS = 3
 LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
 MODULES = {
-    "sft": lambda: SFT(dict(POLICY), lr=0.3),
-    "sft_lora": lambda: SFT(LORA, lr=0.3),
-    "reward": lambda: RewardModel(dict(POLICY), lr=0.3),
-    "reward_lora": lambda: RewardModel(LORA, lr=0.3),
-    "dpo_copy": lambda: DPO(dict(POLICY), reference=FrozenCopy(), lr=0.3),
-    "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.3),
-    "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.3),
+    "sft": lambda: SFT(dict(POLICY), lr=0.03),
+    "sft_lora": lambda: SFT(LORA, lr=0.03),
+    "reward": lambda: RewardModel(dict(POLICY), lr=0.03),
+    "reward_lora": lambda: RewardModel(LORA, lr=0.03),
+    "dpo_copy": lambda: DPO(dict(POLICY), reference=FrozenCopy(), lr=0.03),
+    "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.03),
+    "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.03),
 }
 
 
