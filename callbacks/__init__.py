@@ -9,6 +9,7 @@ from lit_align.callbacks.nan_guard import NanGuard as NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.preemption import Preemption as Preemption
 from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
+from lit_align.callbacks.sentinel import Sentinel as Sentinel
 from lit_align.callbacks.throughput import Throughput as Throughput
 from lit_align.callbacks.weight_average import WeightAverage as WeightAverage
 
@@ -22,6 +23,7 @@ __all__ = [
     "PredictionWriter",
     "Preemption",
     "ProgressLines",
+    "Sentinel",
     "Throughput",
     "WeightAverage",
 ]
