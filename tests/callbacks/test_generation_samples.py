@@ -84,6 +84,7 @@ def test_a_resumed_run_goes_on_in_its_file(make_stranger, make_trainer, loader, 
 
     (tmp_path / "samples.jsonl").write_text("not ours\n")
     run(2).save_checkpoint(tmp_path / "two.ckpt")
+    assert torch.load(tmp_path / "two.ckpt", weights_only=True)["callbacks"]
     file = tmp_path / "samples-1.jsonl"
     whole = file.read_text()
     # Cut off in the middle of a line of a later step.

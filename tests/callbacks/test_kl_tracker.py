@@ -108,6 +108,7 @@ def test_a_resumed_run_keeps_its_reference(
 
     whole = run(4)
     run(2).save_checkpoint(tmp_path / "two.ckpt")
+    assert torch.load(tmp_path / "two.ckpt", weights_only=True)["global_step"] == 2
     resumed = run(4, tmp_path / "two.ckpt")
     for key in ("train/kl/k1", "train/kl/k3"):
         assert float(resumed.callback_metrics[key]) == float(whole.callback_metrics[key]) != 0

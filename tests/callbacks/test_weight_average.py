@@ -81,6 +81,7 @@ def test_a_resume_keeps_the_average(package, make_stranger, make_trainer, loader
     _, whole = run(4)
     trainer, _ = run(2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
+    assert torch.load(tmp_path / "two.ckpt", weights_only=True)["callbacks"]
     _, resumed = run(4, tmp_path / "two.ckpt")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
