@@ -225,11 +225,14 @@ class AlignModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out."""
         keep_saved(checkpoint, self.saved_names())
+        checkpoint["saved_names"] = sorted(self.saved_names())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not belong to this model."""
         self.configure_model()
-        check_saved(checkpoint["state_dict"], self.saved_names())
+        # A sharding strategy loads the weights itself, and takes them out of the checkpoint.
+        found = checkpoint.get("state_dict") or dict.fromkeys(checkpoint.get("saved_names", ()))
+        check_saved(found, self.saved_names())
 
     # -- the rest --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A server that forks one training run per request, so that a test pays for the imports once.
 
 Reads specifications as lines of JSON, answers each with the exit status of the run (negative: the
-signal that ended it). Run as a script.
+signal that ended it). Run as a script; with a specification as its argument it runs that one alone.
 """
 
 import hashlib
@@ -256,4 +256,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    # A specification as argument is run here, by as many processes as the trainer starts.
+    run(json.loads(sys.argv[1])) if len(sys.argv) > 1 else serve()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("two.py")
+SCRIPT = Path(__file__).with_name("runs.py")
 TWO = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from step import POLICY, pairs
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,10 @@ from lit_align.algorithms.optim import OptimConfig
 from lit_align.callbacks import NanGuard
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.scoring.references import AdapterOff, FrozenCopy
+
+# The doctest collector imports scripts too, from elsewhere.
+sys.path.insert(0, str(Path(__file__).parent))
+from step import POLICY, pairs
 
 STEPS = 3
 LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
