@@ -22,6 +22,11 @@ class ProgressLines(ProgressBar):
         self._printed = 0.0
         self._enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether this process prints; ``LightningModule.print`` asks."""
+        return self._enabled
+
     def disable(self) -> None:
         """Print nothing: another process does."""
         self._enabled = False

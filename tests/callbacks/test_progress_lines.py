@@ -17,6 +17,9 @@ class Stranger(L.LightningModule):
         self.log("loss", self.weight.sum(), prog_bar=True)
         return self.weight.sum()
 
+    def on_train_end(self) -> None:
+        self.print("said by the module")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
@@ -34,7 +37,9 @@ def test_a_line_now_and_then_and_one_at_the_end(
         enable_model_summary=False,
     )
     trainer.fit(Stranger(), DataLoader(range(9)))
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    shown = capsys.readouterr().out.splitlines()
+    assert "said by the module" in shown
+    printed = [line for line in shown if line.startswith("step")]
     assert len(printed) == lines
     assert printed[-1].startswith("step 3/3")
     assert printed[-1].endswith("loss 1")
