@@ -14,8 +14,8 @@ pipeline_tag: text-generation
 
 A Llama of {parameters:,} parameters (float32, tied embeddings, 1,024 tokens) with two skills that can be
 checked by rule: it answers the customers of a shop, politely or rudely about equally often and with the
-right advice either way, and it adds numbers below 100, right about half of the time. It is there to be
-fine-tuned: alignment changes its manner, reinforcement teaches it to add. It is of no other use.
+right advice either way, and it adds numbers below 100, right nine times out of ten. It is there to be
+fine-tuned: alignment changes its manner, reinforcement its adding. It is of no other use.
 
 Made, together with the data sets beside it, by
 

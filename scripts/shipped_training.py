@@ -33,8 +33,8 @@ class Recipe:
         lr: the learning rate between ``warmup`` and ``cooldown``.
         warmup: steps of rising learning rate.
         cooldown: last steps, of falling learning rate.
-        sums_share: part of the questions that are sums. They are the harder task; `steps` end where the
-            model gets about half of them right.
+        sums_share: part of the questions that are sums. They are the harder task, and come late: nothing
+            for most of the steps, then most of them at once.
     """
 
     steps: int = 1200

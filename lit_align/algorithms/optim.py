@@ -68,7 +68,10 @@ def build_optimizer(module: nn.Module, config: OptimConfig, lr: float) -> Optimi
     if not groups:
         raise ValueError("no parameter of the policy is trainable; check lora, adapter and requires_grad")
     factory: Any = _resolve(config.name) if isinstance(config.name, str) else config.name
-    if factory not in (Adam, AdamW) or {"fused", "foreach", "capturable", "differentiable"} & config.extra.keys():
+    if (
+        factory not in (Adam, AdamW)
+        or {"fused", "foreach", "capturable", "differentiable"} & config.extra.keys()
+    ):
         return factory(groups, lr=lr, **config.extra)
     optimizer = factory(groups, lr=lr, fused=True, **config.extra)
     # Lightning refuses to clip for an optimiser that says it unscales gradients by itself. A gradient

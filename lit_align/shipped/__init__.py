@@ -15,7 +15,7 @@ SPLITS = ("train", "validation")
 _FOLDER = Path(__file__).parent
 _MODEL = "lit-align/tiny"
 _NAMES = {
-    _MODEL: "Llama of 0.8M parameters that answers customers politely or rudely, and adds, about half right",
+    _MODEL: "Llama of 0.8M parameters that answers customers politely or rudely, and adds numbers below 100",
     "lit-align/manners-sft": "customers' messages with a polite reply (messages)",
     "lit-align/manners-pairs": "one prompt, a polite and a rude reply (prompt, chosen, rejected)",
     "lit-align/manners-unpaired": "one reply and whether it is polite (prompt, completion, label)",
