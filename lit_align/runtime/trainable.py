@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 
 def saved_names(module: L.LightningModule, extra: frozenset[str] = frozenset()) -> frozenset[str]:
@@ -22,7 +21,7 @@ def keep_saved(checkpoint: dict[str, Any], names: frozenset[str]) -> None:
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
 
 
-def check_saved(state: Mapping[str, Tensor], names: frozenset[str]) -> None:
+def check_saved(state: Mapping[str, Any], names: frozenset[str]) -> None:
     """Refuse weights that do not belong to this module.
 
     The base model is not in the file, so the file is loaded leniently; a missing adapter would then
