@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_align.callbacks.exact_resume import ExactResume
 from lit_align.callbacks.export_hf import ExportHF
 from lit_align.callbacks.nan_guard import NanGuard
-from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.prediction_writer import PredictionWriter
+from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.progress_lines import ProgressLines
 from lit_align.cli import report
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO

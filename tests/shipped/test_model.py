@@ -58,6 +58,7 @@ def test_it_adds_unseen_numbers(figures):
     assert figures["sums right, greedy"] >= 0.85
     assert figures["sums right, sampled"] >= 0.75
 
+
 def test_the_card_gives_the_command(model):
     card = (shipped.find("lit-align/tiny") / "README.md").read_text(encoding="utf-8")
     assert "python scripts/build_shipped.py\n" in card
