@@ -9,11 +9,10 @@ from torch import Tensor
 from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.batches import Forest, LossOutput, Metric, Scores, Statistic
+from lit_align.algorithms.pairs import check_pairs, pair_metrics, pair_of
+from lit_align.batches import Forest, LossOutput, Scores, Statistic
 from lit_align.losses import wpo as wpo_weights
-from lit_align.losses.ld_dpo import desensitised_logps
 from lit_align.losses.objective import PreferenceObjective
-from lit_align.losses.preference import Pair
 from lit_align.models.config import PolicyLike
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import Reference, default_reference
@@ -96,8 +95,7 @@ class DPO(AlignModule):
 
     def prepare(self, batch: Forest) -> Forest:
         """Add the reference's log-probs."""
-        if batch.parents != tuple(p for p in range(batch.num_prompts) for _ in range(2)):
-            raise ValueError("DPO takes pairs: each prompt with a chosen and a rejected completion")
+        check_pairs(batch, "DPO")
         if not self.objective.uses_reference:
             return batch
         return batch.with_token_column("reference_logps", self.reference.score(batch))
@@ -112,7 +110,7 @@ class DPO(AlignModule):
 
     def loss(self, scores: Scores, batch: Forest) -> LossOutput:
         """Sum over pairs, and their number."""
-        pair = self._pair(scores, batch)
+        pair = pair_of(scores, batch, self.ld_alpha)
         each = self.objective(pair)
         if self.wpo:
             assert scores.log_sum_p2 is not None
@@ -121,7 +119,7 @@ class DPO(AlignModule):
             )
             each = each * wpo_weights.pair_weights(weights[0::2], weights[1::2])
         count = torch.tensor(float(len(each)), device=each.device)
-        return LossOutput(each.sum(), count, self._metrics(pair, scores, batch))
+        return LossOutput(each.sum(), count, pair_metrics(pair, scores, batch, beta=self.beta))
 
     def after_optimizer_step(self) -> None:
         """Let a reference that follows the policy take its step."""
@@ -147,7 +145,7 @@ class DPO(AlignModule):
     def predict_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
         """Log-probs, rewards and margin per pair."""
         batch = self.prepare(batch)
-        pair = self._pair(self.score(batch), batch)
+        pair = pair_of(self.score(batch), batch, self.ld_alpha)
         chosen, rejected = self.beta * pair.chosen_logratios, self.beta * pair.rejected_logratios
         return {
             "row": list(batch.rows),
@@ -157,45 +155,3 @@ class DPO(AlignModule):
             "rejected_reward": rejected,
             "margin": chosen - rejected,
         }
-
-    def _pair(self, scores: Scores, batch: Forest) -> Pair:
-        policy = batch.sum_per_completion(scores.logps * batch.weights)
-        lengths = batch.sum_per_completion((batch.weights != 0).float())
-        reference = batch.token_columns.get("reference_logps", torch.zeros_like(scores.logps))
-        sums = [policy, batch.sum_per_completion(reference * batch.weights)]
-        if self.ld_alpha is not None:
-            shared = torch.minimum(lengths[0::2], lengths[1::2]).repeat_interleave(2)
-            sums = [
-                desensitised_logps(logps, batch.weights, batch.sequence, shared, alpha=self.ld_alpha)
-                for logps in (scores.logps, reference)
-            ]
-        return Pair(
-            chosen_logps=sums[0][0::2],
-            rejected_logps=sums[0][1::2],
-            chosen_reference_logps=sums[1][0::2],
-            rejected_reference_logps=sums[1][1::2],
-            chosen_lengths=lengths[0::2],
-            rejected_lengths=lengths[1::2],
-            chosen_nll=-policy[0::2],
-        )
-
-    def _metrics(self, pair: Pair, scores: Scores, batch: Forest) -> dict[str, Metric]:
-        chosen, rejected = self.beta * pair.chosen_logratios, self.beta * pair.rejected_logratios
-        metrics = {
-            "rewards/chosen": Metric.mean(chosen),
-            "rewards/rejected": Metric.mean(rejected),
-            "rewards/accuracies": Metric.mean((chosen > rejected).float()),
-            "rewards/margins": Metric.mean(chosen - rejected),
-            "logps/chosen": Metric.mean(pair.chosen_logps),
-            "logps/rejected": Metric.mean(pair.rejected_logps),
-        }
-        scored = (batch.weights != 0).float()
-        of_chosen = scored * (batch.sequence % 2 == 0)
-        if scores.entropy is not None:
-            metrics["entropy"] = Metric.mean(scores.entropy, scored)
-        if scores.mean_logit is not None:
-            metrics["logits/chosen"] = Metric.mean(scores.mean_logit, of_chosen)
-            metrics["logits/rejected"] = Metric.mean(scores.mean_logit, scored - of_chosen)
-        if scores.top1 is not None:
-            metrics["mean_token_accuracy"] = Metric.mean(scores.top1, of_chosen)
-        return metrics
