@@ -261,8 +261,13 @@ class AlignModule(L.LightningModule, ABC):
         scale = torch.where(weight > 0, factor / weight, torch.zeros_like(weight))
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
-        if local:
-            torch._foreach_mul_(local, scale)
+        if not local:
+            # DeepSpeed keeps gradients to itself; going on would step along a sum instead of an average.
+            raise RuntimeError(
+                "no gradients to average: this strategy keeps them out of the parameters; "
+                "use ddp or ModelParallelStrategy"
+            )
+        torch._foreach_mul_(local, scale)
 
     def _log_training(self) -> None:
         for name, value in average(self._reports, self.device).items():

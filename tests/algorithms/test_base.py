@@ -216,3 +216,12 @@ def test_validation_averages_over_rows_not_batches(golden_models, tmp_path):
 def test_no_policy_is_an_error():
     with pytest.raises(ValueError, match="no policy"):
         SFT()
+
+
+def test_gradients_kept_elsewhere_are_an_error(golden_models, one_step):
+    """A strategy that keeps gradients to itself must not step along an unaveraged sum."""
+    module = make("sft", golden_models)
+    average = module._average_gradients
+    module._average_gradients = lambda optimizer: (optimizer.zero_grad(), average(optimizer))
+    with pytest.raises(RuntimeError, match="no gradients to average"):
+        one_step(module, [pairs()])
