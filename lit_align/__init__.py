@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from lit_align.algorithms.reward import RewardModel as RewardModel
     from lit_align.algorithms.sft import SFT as SFT
     from lit_align.batches import Forest as Forest
-    from lit_align.batches import LossOutput as LossOutput
-    from lit_align.batches import Scores as Scores
     from lit_align.models.config import LoraConfig as LoraConfig
     from lit_align.models.config import ModelConfig as ModelConfig
     from lit_align.models.config import QuantizationConfig as QuantizationConfig
+    from lit_align.outputs import LossOutput as LossOutput
+    from lit_align.outputs import Scores as Scores
 
 __version__ = "0.1.0"
 
@@ -25,8 +25,8 @@ _HOME = {
     "SFT": "lit_align.algorithms.sft",
     "RewardModel": "lit_align.algorithms.reward",
     "Forest": "lit_align.batches",
-    "LossOutput": "lit_align.batches",
-    "Scores": "lit_align.batches",
+    "LossOutput": "lit_align.outputs",
+    "Scores": "lit_align.outputs",
     "LoraConfig": "lit_align.models.config",
     "ModelConfig": "lit_align.models.config",
     "QuantizationConfig": "lit_align.models.config",

@@ -1,14 +1,14 @@
-"""What flows between the parts: a forest of prompts and completions, its scores, and a loss.
+"""What flows between the parts: a forest of prompts and completions.
 
 Shapes, here and everywhere: ``P`` prompts, ``C`` completions, ``N`` completion tokens of the
 whole batch one after another, ``V`` vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Forest:
         prompt_columns: per-prompt tensors ``[P, ...]`` (``margin``, ``label``).
         completion_columns: per-completion tensors ``[C, ...]``.
         token_columns: per-token tensors ``[N, ...]`` (``reference_logps``).
+        records: ``P`` rows of the data as they were read, for reward functions (an answer, a topic), or
+            empty where nobody asks for them.
     """
 
     prompt_ids: Tensor
@@ -50,6 +52,7 @@ class Forest:
     prompt_columns: dict[str, Tensor] = field(default_factory=dict)
     completion_columns: dict[str, Tensor] = field(default_factory=dict)
     token_columns: dict[str, Tensor] = field(default_factory=dict)
+    records: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_lists(
@@ -59,6 +62,7 @@ class Forest:
         weights: Sequence[Sequence[Sequence[float]]] | None = None,
         rows: Sequence[int] | None = None,
         prompt_columns: dict[str, Tensor] | None = None,
+        records: Sequence[Mapping[str, Any]] = (),
     ) -> "Forest":
         """Build a forest from nested lists of token ids.
 
@@ -68,6 +72,7 @@ class Forest:
             weights: for each completion, a weight per token; all 1 where it is ``None``.
             rows: row numbers; ``0 .. P-1`` where they are ``None``.
             prompt_columns: per-prompt tensors ``[P, ...]``.
+            records: the row of each prompt as it was read, or none.
 
         >>> pair = Forest.from_lists([[5, 6]], [[[7, 8, 2], [9, 2]]])
         >>> pair.completion_lengths, pair.parents, pair.weights.tolist()
@@ -75,6 +80,8 @@ class Forest:
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but completions for {len(completions)}")
+        if records and len(records) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(records)} records")
         flat = [ids for group in completions for ids in group]
         parents = tuple(i for i, group in enumerate(completions) for _ in group)
         if weights is None:
@@ -95,6 +102,7 @@ class Forest:
             weights=torch.tensor([w for one in mass for w in one], dtype=torch.float32),
             rows=tuple(rows) if rows is not None else tuple(range(len(prompts))),
             prompt_columns=prompt_columns or {},
+            records=tuple(records),
         )
 
     @property
@@ -166,6 +174,7 @@ class Forest:
             prompt_columns={k: v[prompt_index] for k, v in self.prompt_columns.items()},
             completion_columns={k: v[completion_index] for k, v in self.completion_columns.items()},
             token_columns={k: v[token] for k, v in self.token_columns.items()},
+            records=tuple(self.records[p] for p in prompts) if self.records else (),
         )
 
     def sequences(self) -> Iterator[tuple[list[int], list[int], list[float]]]:
@@ -223,97 +232,3 @@ class Forest:
 
 def _ranges(spans: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     return torch.tensor([i for a, b in spans for i in range(a, b)], dtype=torch.long, device=device)
-
-
-#: Statistics of the next-token distribution that a scorer can return beside the log-probs.
-Statistic = Literal["entropy", "log_sum_p2", "mean_logit", "top1", "router_loss"]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a policy says about the completion tokens of a forest.
-
-    Attributes:
-        logps: ``[N]`` log-prob of each completion token, in nats; 0 where the token weighs nothing.
-        entropy: ``[N]`` entropy of the distribution that predicts the token.
-        log_sum_p2: ``[N]`` log of the sum over the vocabulary of the squared probabilities (WPO).
-        mean_logit: ``[N]`` mean of the logits over the vocabulary.
-        top1: ``[N]`` 1 where the token is the most probable one.
-        router_loss: scalar load-balancing loss of a mixture-of-experts model.
-    """
-
-    logps: Tensor
-    entropy: Tensor | None = None
-    log_sum_p2: Tensor | None = None
-    mean_logit: Tensor | None = None
-    top1: Tensor | None = None
-    router_loss: Tensor | None = None
-
-
-class Metric(NamedTuple):
-    """One number to report: a sum and its weight, so that it can be averaged over any cut.
-
-    Attributes:
-        value: scalar tensor; the weighted sum for a mean, the extreme for ``min`` and ``max``.
-        weight: scalar tensor (1 for ``min`` and ``max``).
-        reduce: how two of them become one.
-    """
-
-    value: Tensor
-    weight: Tensor
-    reduce: Literal["mean", "min", "max"] = "mean"
-
-    @classmethod
-    def mean(cls, values: Tensor, weights: Tensor | None = None) -> "Metric":
-        """Mean of ``values``, each counted with its weight (1 where none are given)."""
-        values = values.detach().float()
-        if weights is None:
-            return cls(values.sum(), torch.tensor(float(values.numel()), device=values.device))
-        return cls((values * weights).sum(), weights.sum().float())
-
-    @classmethod
-    def low(cls, values: Tensor) -> "Metric":
-        """Smallest of ``values``."""
-        return cls(values.detach().float().min(), torch.ones((), device=values.device), "min")
-
-    @classmethod
-    def high(cls, values: Tensor) -> "Metric":
-        """Largest of ``values``."""
-        return cls(values.detach().float().max(), torch.ones((), device=values.device), "max")
-
-
-class LossOutput(NamedTuple):
-    """A loss as a sum and its weight, never a mean, so that no cut of the batch can change it.
-
-    Attributes:
-        total: scalar, the sum over examples (or tokens), with its gradient.
-        weight: scalar, how many examples (or how much token weight) the sum ranges over.
-        metrics: what to report, detached.
-    """
-
-    total: Tensor
-    weight: Tensor
-    metrics: dict[str, Metric]
-
-
-def merge_outputs(outputs: Sequence[LossOutput]) -> LossOutput:
-    """One output for the parts of a batch: sums of sums, and extremes of extremes."""
-    if len(outputs) == 1:
-        return outputs[0]
-    found: dict[str, list[Metric]] = {}
-    for output in outputs:
-        for name, metric in output.metrics.items():
-            found.setdefault(name, []).append(metric)
-    return LossOutput(
-        total=torch.stack([o.total for o in outputs]).sum(),
-        weight=torch.stack([o.weight for o in outputs]).sum(),
-        metrics={name: _merge(metrics) for name, metrics in found.items()},
-    )
-
-
-def _merge(metrics: list[Metric]) -> Metric:
-    values = torch.stack([m.value for m in metrics])
-    how = metrics[0].reduce
-    if how == "mean":
-        return Metric(values.sum(), torch.stack([m.weight for m in metrics]).sum())
-    return Metric(values.min() if how == "min" else values.max(), metrics[0].weight, how)

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from lit_align.algorithms.metrics import average
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
-from lit_align.batches import Forest, LossOutput, Metric
+from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
+from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
 

@@ -10,10 +10,11 @@ from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.pairs import check_pairs, pair_metrics, pair_of
-from lit_align.batches import Forest, LossOutput, Scores, Statistic
+from lit_align.batches import Forest
 from lit_align.losses import wpo as wpo_weights
 from lit_align.losses.objective import PreferenceObjective
 from lit_align.models.config import PolicyLike
+from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import Reference, default_reference
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric as TorchMetric
 
-from lit_align.batches import Metric
+from lit_align.outputs import Metric
 
 _EXTREME = {"min": torch.inf, "max": -torch.inf}
 

@@ -2,9 +2,10 @@
 
 import torch
 
-from lit_align.batches import Forest, Metric, Scores
+from lit_align.batches import Forest
 from lit_align.losses.ld_dpo import desensitised_logps
 from lit_align.losses.preference import Pair
+from lit_align.outputs import Metric, Scores
 
 
 def check_pairs(batch: Forest, algorithm: str) -> None:

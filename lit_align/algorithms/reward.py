@@ -8,9 +8,10 @@ from torch import Tensor
 from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.batches import Forest, LossOutput, Metric
+from lit_align.batches import Forest
 from lit_align.losses.reward import bradley_terry, centering
 from lit_align.models.config import PolicyLike
+from lit_align.outputs import LossOutput, Metric
 from lit_align.scoring.policy import RewardScorer
 
 

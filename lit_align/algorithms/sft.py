@@ -5,9 +5,10 @@ from typing import Any, Literal
 from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.batches import Forest, LossOutput, Metric, Scores, Statistic
+from lit_align.batches import Forest
 from lit_align.losses import sft as losses
 from lit_align.models.config import PolicyLike
+from lit_align.outputs import LossOutput, Metric, Scores, Statistic
 from lit_align.scoring.policy import Policy
 
 _LOSSES = {"nll": losses.nll, "dft": losses.dft}

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lit_align.batches import Forest, LossOutput, Scores, Statistic, merge_outputs
+from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
+from lit_align.outputs import LossOutput, Scores, Statistic, merge_outputs
 
 # 256 rows keep the products efficient; a small vocabulary takes more, for the sake of the calls around them.
 ROWS = 256

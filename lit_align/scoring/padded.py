@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lit_align.batches import Forest, Scores, Statistic
+from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
+from lit_align.outputs import Scores, Statistic
 
 
 class Rectangle(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from lit_align.batches import Forest, LossOutput, Scores, Statistic
+from lit_align.batches import Forest
+from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.algorithms.metrics import MetricTable
-from lit_align.batches import Metric
+from lit_align.outputs import Metric
 
 
 def test_mean_is_weighted_and_extremes_are_extremes():

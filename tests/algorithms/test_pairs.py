@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lit_align.algorithms.pairs import check_pairs, pair_metrics, pair_of
-from lit_align.batches import Forest, Scores
+from lit_align.batches import Forest
+from lit_align.outputs import Scores
 
 PAIRS = Forest.from_lists([[1], [2]], [[[3, 4], [5]], [[6], [7, 8, 9]]])
 LOGPS = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lit_align.batches import Forest, LossOutput, Scores
+from lit_align.batches import Forest
+from lit_align.outputs import LossOutput, Scores
 from lit_align.scoring.layout import flat_layout
 from lit_align.scoring.policy import Policy
 

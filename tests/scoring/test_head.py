@@ -8,8 +8,9 @@ from torch import nn
 
 from lit_align.algorithms.dpo import DPO
 from lit_align.algorithms.sft import SFT
-from lit_align.batches import Forest, LossOutput, Metric, Scores
+from lit_align.batches import Forest
 from lit_align.losses.preference import PREFERENCE_LOSSES
+from lit_align.outputs import LossOutput, Metric, Scores
 from lit_align.scoring import head as fused
 from lit_align.scoring.head import Head, blocks, chunk_rows, head_loss, head_scores
 
