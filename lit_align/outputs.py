@@ -20,7 +20,7 @@ class Scores:
 
     Attributes:
         logps: ``[N]`` log-prob of each completion token, in nats; 0 where the token weighs nothing.
-        entropy: ``[N]`` entropy of the distribution that predicts the token.
+        entropy: ``[N]`` entropy of the distribution that predicts the token, differentiable like ``logps``.
         log_sum_p2: ``[N]`` log of the sum over the vocabulary of the squared probabilities (WPO).
         mean_logit: ``[N]`` mean of the logits over the vocabulary.
         top1: ``[N]`` 1 where the token is the most probable one.

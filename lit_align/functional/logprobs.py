@@ -1,9 +1,11 @@
 """From logits to what the losses need of each token: its log-prob, and statistics of its distribution."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Statistics are computed for this many logits at a time, so that asking for one never costs a second
 # tensor of the size of the logits: 4M float32 numbers are 16 MB.
@@ -22,9 +24,9 @@ def token_statistics(logits: Tensor, targets: Tensor, wanted: Iterable[str] = ()
         wanted: names out of :data:`TOKEN_STATISTICS`. ``logps`` comes unasked.
 
     Returns:
-        ``[N]`` tensors. ``logps`` in nats, differentiable; the statistics carry no gradient:
-        ``entropy`` (nats), ``log_sum_p2`` (log of the sum of the squared probabilities),
-        ``mean_logit``, ``top1`` (1 where the target is the most probable token).
+        ``[N]`` tensors. ``logps`` and ``entropy`` in nats, differentiable; the other statistics carry no
+        gradient: ``log_sum_p2`` (log of the sum of the squared probabilities), ``mean_logit``, ``top1``
+        (1 where the target is the most probable token).
 
     Raises:
         ValueError: where the shapes do not belong together, or a statistic is unknown.
@@ -43,11 +45,12 @@ def token_statistics(logits: Tensor, targets: Tensor, wanted: Iterable[str] = ()
     if unknown:
         raise ValueError(f"unknown token statistics {sorted(unknown)}; there are {sorted(TOKEN_STATISTICS)}")
     found = {"logps": target_logps(logits, targets)}
-    with torch.no_grad():
-        for name in sorted(set(wanted) - {"logps"}):
-            rows = max(1, _LOGITS_AT_A_TIME // max(1, logits.shape[1]))
-            parts = zip(logits.split(rows), targets.split(rows), strict=True)
+    for name in sorted(set(wanted) - {"logps", "entropy"}):
+        with torch.no_grad():
+            parts = zip(_tiles(logits), _tiles(targets, logits.shape[1]), strict=True)
             found[name] = torch.cat([_STATISTICS[name](_wide(part), ids) for part, ids in parts])
+    if "entropy" in wanted:
+        found["entropy"] = _TiledEntropy.apply(logits)
     return found
 
 
@@ -90,6 +93,35 @@ def log_sum_p2(logits: Tensor) -> Tensor:
     return torch.logsumexp(2 * logits, dim=-1) - 2 * torch.logsumexp(logits, dim=-1)
 
 
+class _TiledEntropy(torch.autograd.Function):
+    """:func:`entropy` that keeps nothing but the logits for its gradient, ``dH / dz = -p (log p + H)``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        found = torch.cat([entropy(part) for part in _tiles(logits)])
+        ctx.save_for_backward(logits, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        logits, found = ctx.saved_tensors
+        slopes = torch.empty_like(logits)
+        width = logits.shape[1]
+        rows = zip(_tiles(logits), _tiles(slopes), _tiles(found, width), _tiles(grad, width), strict=True)
+        for part, out, each, outer in rows:
+            log_probs = _wide(part).log_softmax(-1)
+            # A token that cannot occur has log p = -inf, and adds nothing.
+            surprise = torch.where(log_probs.isneginf(), 0.0, log_probs + each[:, None])
+            out.copy_(log_probs.exp_().mul_(surprise).mul_(-outer[:, None]))
+        return slopes
+
+
+def _tiles(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+    """Rows in pieces that belong to logits ``width`` wide (by default those are ``values`` themselves)."""
+    return values.split(max(1, _LOGITS_AT_A_TIME // max(1, width or values.shape[1])))
+
+
 def _top1(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(-1) == targets).to(logits.dtype)
 
@@ -99,11 +131,10 @@ def _wide(values: Tensor) -> Tensor:
 
 
 _STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "entropy": lambda logits, targets: entropy(logits),
     "log_sum_p2": lambda logits, targets: log_sum_p2(logits),
     "mean_logit": lambda logits, targets: logits.mean(-1),
     "top1": _top1,
 }
 
 #: What :func:`token_statistics` can be asked for.
-TOKEN_STATISTICS = frozenset({"logps", *_STATISTICS})
+TOKEN_STATISTICS = frozenset({"logps", "entropy", *_STATISTICS})

@@ -4,7 +4,8 @@ A chunk of hidden states becomes logits, log-probs, the loss, the loss's derivat
 from that the gradients of hidden states and head, while the chunk is in cache: three matrix products, and
 no ``[T, V]`` tensor. Any loss fits, because autograd itself differentiates it by the log-probs.
 
-With ``z = h Wᵀ`` and ``p = softmax(z)``: ``d logp_y / dz = e_y - p``.
+With ``z = h Wᵀ``, ``p = softmax(z)`` and ``H`` the entropy of ``p``: ``d logp_y / dz = e_y - p``, and
+``dH / dz = -p (log p + H)``.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ ROWS = 256
 LOGITS = 2**20
 # An indivisible block (a pair, a group) above this many logits is computed twice instead of being kept.
 LARGEST_BLOCK = 2**27
+# Where p is 0 (a token that cannot occur) log p is held here, so that p log p is 0: exp of it is.
+LEAST_LOGP = -1e4
 
 Loss = Callable[[Scores, Forest], LossOutput]
 
@@ -172,6 +175,17 @@ class _HeadLoss(torch.autograd.Function):
         return (*grads, None, None)
 
 
+class _Slopes(NamedTuple):
+    """Derivatives of a block's loss: by log-prob ``[rows]``, and by entropy where the loss uses it."""
+
+    d_logps: Tensor
+    d_entropy: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def rows(self, a: int, b: int) -> "_Slopes":
+        return _Slopes(*(None if t is None else t[a:b] for t in self))  # type: ignore[arg-type]
+
+
 class _Work:
     """The buffers of one pass, and what is done with a block."""
 
@@ -212,12 +226,12 @@ class _Work:
             found.append(self.scores(logits, lse, a, b))
             kept.append((logits if once else None, lse))
         values = {name: torch.cat([f[name] for f in found]) for name in found[0]}
-        output, d_logps = self._differentiate(values, block, loss)
+        output, slopes = self._differentiate(values, block, loss)
         self.total += output.total.detach()
-        if d_logps is not None:
+        if slopes is not None:
             for (a, b), (kept_logits, lse) in zip(spans, kept, strict=True):
                 again = self.logits(a, b) if kept_logits is None else kept_logits
-                self._add_gradients(again, lse, d_logps[a - start : b - start], a, b)
+                self._add_gradients(again, lse, slopes.rows(a - start, b - start), a, b)
         return output._replace(total=output.total.detach())
 
     def logits(self, a: int, b: int) -> Tensor:
@@ -239,8 +253,10 @@ class _Work:
 
     def _differentiate(
         self, values: dict[str, Tensor], block: Block, loss: Loss
-    ) -> tuple[LossOutput, Tensor | None]:
-        leaf = values["logps"].requires_grad_(self.gradients)
+    ) -> tuple[LossOutput, "_Slopes | None"]:
+        leaves = [
+            values[name].requires_grad_(self.gradients) for name in ("logps", "entropy") if name in values
+        ]
         size = len(block.forest.completion_ids)
         with torch.set_grad_enabled(self.gradients):
             full = {n: v.new_zeros(size).index_put((block.places,), v) for n, v in values.items()}
@@ -248,21 +264,31 @@ class _Work:
             if not self.gradients:
                 return output, None
             if not output.total.requires_grad:
-                return output, torch.zeros_like(leaf)
-            (d_logps,) = torch.autograd.grad(output.total, leaf)
-        return output, d_logps
+                return output, _Slopes(torch.zeros_like(leaves[0]))
+            found = torch.autograd.grad(output.total, leaves, allow_unused=True)
+        d_logps = torch.zeros_like(leaves[0]) if found[0] is None else found[0]
+        if len(found) == 1 or found[1] is None:
+            return output, _Slopes(d_logps)
+        return output, _Slopes(d_logps, found[1], values["entropy"].detach())
 
-    def _add_gradients(self, logits: Tensor, lse: Tensor, d_logps: Tensor, a: int, b: int) -> None:
-        slope = None
+    def _add_gradients(self, logits: Tensor, lse: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
+        cap_slope = None
         if self.head.softcap is not None:
-            slope = 1 - (logits / (self.head.softcap * self.head.scale)).square_()
-        # d logp_y / d z = e_y - softmax(z), written over the logits.
-        grads = logits.sub_(lse[:, None]).exp_().mul_(-d_logps[:, None])
-        grads.scatter_add_(1, self.targets[a:b, None], d_logps[:, None])
+            cap_slope = 1 - (logits / (self.head.softcap * self.head.scale)).square_()
+        # d total / d z = d_logp (e_y - p) - d_entropy p (log p + H), written over the logits.
+        log_probs = logits.sub_(lse[:, None])
+        if slopes.d_entropy is None:
+            grads = log_probs.exp_().mul_(-slopes.d_logps[:, None])
+        else:
+            assert slopes.entropy is not None
+            factor = log_probs.clamp_min_(LEAST_LOGP) + slopes.entropy[:, None]
+            factor.mul_(slopes.d_entropy[:, None]).add_(slopes.d_logps[:, None])
+            grads = log_probs.exp_().mul_(factor.neg_())
+        grads.scatter_add_(1, self.targets[a:b, None], slopes.d_logps[:, None])
         if self.head.scale != 1.0:
             grads.mul_(self.head.scale)
-        if slope is not None:
-            grads.mul_(slope)
+        if cap_slope is not None:
+            grads.mul_(cap_slope)
         narrow = grads.to(self.dtype)
         if self.d_hidden is not None:
             self.d_hidden[a:b] = narrow @ self.weight

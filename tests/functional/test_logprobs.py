@@ -124,12 +124,21 @@ def test_half_precision_logits_are_scored_in_single_precision(dtype):
     assert logits.grad.dtype == dtype
 
 
-def test_gradcheck_and_statistics_without_gradient():
+def test_gradcheck_and_statistics_without_gradient(monkeypatch):
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 4, 2])
     assert torch.autograd.gradcheck(lambda z: target_logps(z, targets), logits)
     found = token_statistics(logits, targets, TOKEN_STATISTICS)
-    assert {name for name, value in found.items() if value.requires_grad} == {"logps"}
+    assert {name for name, value in found.items() if value.requires_grad} == {"logps", "entropy"}
+    monkeypatch.setattr(logprobs, "_LOGITS_AT_A_TIME", 10)  # two rows
+    assert torch.autograd.gradcheck(lambda z: token_statistics(z, targets, {"entropy"})["entropy"], logits)
+
+
+def test_the_gradient_of_the_entropy():
+    """p = 1/8, 1/4, 5/8 and H = 0.900256: dH/dz = -p (log p + H) = 0.147398, 0.121510, -0.268908."""
+    logits = torch.tensor([[1.0, 2.0, 5.0, 0.0]]).log().requires_grad_()  # the last cannot occur
+    token_statistics(logits, torch.tensor([0]), {"entropy"})["entropy"].sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.147398, 0.121510, -0.268908, 0.0]]))
 
 
 def test_the_gradient_is_one_hot_less_the_probabilities():

@@ -53,6 +53,8 @@ def plain(hidden, head, targets, batch, scored, loss, statistics=frozenset()):
     found = {"logps": logps}
     if "log_sum_p2" in statistics:
         found["log_sum_p2"] = (2 * log_probs).logsumexp(-1).detach()
+    if "entropy" in statistics:
+        found["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
     size = len(batch.completion_ids)
     return loss(Scores(**{n: v.new_zeros(size).index_put((scored,), v) for n, v in found.items()}), batch)
 
@@ -104,15 +106,67 @@ def total_nll(scores: Scores, batch: Forest) -> LossOutput:
     return LossOutput(-(scores.logps * batch.weights).sum(), batch.weights.sum(), {})
 
 
-def test_gradients_are_the_differences():
+def entropy_bonus(scores: Scores, batch: Forest) -> LossOutput:
+    """Log-probs and entropies coupled within a token: neither is a constant to the other."""
+    each = -scores.logps - 0.3 * scores.entropy + 0.1 * scores.logps * scores.entropy
+    return LossOutput((each * batch.weights).sum(), batch.weights.sum(), {})
+
+
+def entropy_alone(scores: Scores, batch: Forest) -> LossOutput:
+    return LossOutput(-(scores.entropy.square() * batch.weights).sum(), batch.weights.sum(), {})
+
+
+@pytest.mark.parametrize("loss", [entropy_bonus, entropy_alone])
+@pytest.mark.parametrize("cut", ["one block", "many blocks", "two passes"])
+def test_the_entropy_has_a_gradient(loss, cut, monkeypatch):
+    if cut == "two passes":
+        monkeypatch.setattr(fused, "LARGEST_BLOCK", 1)
+        monkeypatch.setattr(fused, "chunk_rows", lambda vocabulary: 3)
+    batch = forest()
+    scored, hidden, weight, bias = tensors(batch)
+    head, targets = Head(weight, bias, softcap=3.0, scale=1 / 0.7), batch.completion_ids[scored]
+    parts, wanted = blocks(batch, scored, 10**6 if cut == "one block" else 5), frozenset({"entropy"})
+    ours = head_loss(hidden, head, targets, parts, loss, wanted).total
+    theirs = plain(hidden, head, targets, batch, scored, loss, wanted).total
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad(ours, (hidden, weight, bias))
+    expected = torch.autograd.grad(theirs, (hidden, weight, bias))
+    for got, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_a_token_that_cannot_occur_has_no_part_in_the_entropy():
+    """A bias of -inf takes token 3 out: the gradient is that of the 28 others, and none of it is NaN."""
+    batch = forest(3)
+    scored, hidden, weight, bias = tensors(batch)
+    bias.data[3] = -torch.inf
+    targets = batch.completion_ids[scored]
+    targets = torch.where(targets == 3, 4, targets)
+    left = [i for i in range(VOCABULARY) if i != 3]
+    renamed = torch.tensor([left.index(int(t)) for t in targets])
+    total = head_loss(
+        hidden, Head(weight, bias), targets, blocks(batch, scored, 4), entropy_bonus, frozenset({"entropy"})
+    ).total
+    fewer = Head(weight[left], bias[left])
+    expected = plain(hidden, fewer, renamed, batch, scored, entropy_bonus, frozenset({"entropy"})).total
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-10)
+    grads, exact = (torch.autograd.grad(t, (hidden, weight)) for t in (total, expected))
+    torch.testing.assert_close(grads, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"), [("nll", frozenset()), ("entropy", frozenset({"entropy"}))], ids=["nll", "entropy"]
+)
+def test_gradients_are_the_differences(loss, wanted):
     """gradcheck's question, asked along 20 directions: it runs a graph twice, and ours is good for once."""
     batch = forest(3)
     scored, *inputs = tensors(batch)
     targets = batch.completion_ids[scored]
+    function = {"nll": total_nll, "entropy": entropy_bonus}[loss]
 
     def run(hidden, weight, bias):
         head = Head(weight, bias, softcap=5.0, scale=0.8)
-        return head_loss(hidden, head, targets, blocks(batch, scored, 4), total_nll).total
+        return head_loss(hidden, head, targets, blocks(batch, scored, 4), function, wanted).total
 
     grads = torch.autograd.grad(run(*inputs), inputs)
     for seed in range(20):
