@@ -1,11 +1,12 @@
 """References that begin as a copy of the policy's weights in memory: one that stays, one that follows."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig
 from lit_align.scoring.adapters import (
     active_adapter,
@@ -41,13 +42,19 @@ class FrozenCopy(Reference):
             self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()
             self.frozen.zero_grad(set_to_none=True)
 
-    def _score(self, batch: Forest) -> Tensor:
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """The copy, or the policy with the adapter's copy on."""
         if self.frozen is not None:
-            return self.frozen(batch).logps
+            yield self.frozen
+            return
         policy = self.policy
-        assert self.adapter is not None
+        if self.adapter is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not attached to a policy: call attach(policy) first"
+            )
         with evaluating(policy), adapter_on(policy.model, self.adapter):
-            return policy(batch).logps
+            yield policy
 
     def digest(self) -> str:
         """Of the copy."""

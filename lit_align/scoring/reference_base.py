@@ -2,7 +2,8 @@
 
 import inspect
 import sys
-from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,10 +55,25 @@ class Reference(nn.Module):
         self._policy = (policy,)
         self._attach(policy, config)
 
-    def score(self, batch: Forest) -> Tensor:
-        """Log-probs ``[N]`` of the completion tokens, without gradient, in eval mode."""
+    def score(self, batch: Forest, temperature: float = 1.0) -> Tensor:
+        """Log-probs ``[N]`` of the completion tokens, without gradient, in eval mode.
+
+        Args:
+            batch: the forest.
+            temperature: the logits are divided by it.
+        """
         with torch.no_grad():
-            return self._score(batch).detach()
+            return self._score(batch, temperature).detach()
+
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """A policy that has the weights of the reference inside the block, in eval mode.
+
+        Raises:
+            ValueError: it has no weights, but log-probs of another origin.
+        """
+        raise ValueError(f"{type(self).__name__} has log-probs, but no weights to compute anything else with")
+        yield
 
     def after_step(self, policy: Policy, step: int) -> None:
         """Called after each optimiser step with the number of steps taken so far."""
@@ -91,8 +107,9 @@ class Reference(nn.Module):
         """Stay in eval mode: a reference has no dropout, whoever puts its owner in train mode."""
         return super().train(False)
 
-    @abstractmethod
-    def _score(self, batch: Forest) -> Tensor: ...
+    def _score(self, batch: Forest, temperature: float) -> Tensor:
+        with self.using() as scorer:
+            return scorer(batch, temperature=temperature).logps
 
     def _attach(self, policy: Policy, config: ModelConfig | None) -> None: ...
 
@@ -100,7 +117,7 @@ class Reference(nn.Module):
 class NoReference(Reference):
     """No reference: log-probs of 0, so that log-ratios are the policy's log-probs."""
 
-    def _score(self, batch: Forest) -> Tensor:
+    def _score(self, batch: Forest, temperature: float) -> Tensor:
         return torch.zeros(len(batch.completion_ids), device=batch.device)
 
     def digest(self) -> str:

@@ -13,6 +13,8 @@
 
 import logging
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,10 +70,12 @@ class AdapterOff(Reference):
                 "base would move. Use FrozenCopy"
             )
 
-    def _score(self, batch: Forest) -> Tensor:
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """The policy with its adapters off."""
         policy = self.policy
         with evaluating(policy), adapter_off(policy.model):
-            return policy(batch).logps
+            yield policy
 
     def digest(self) -> str:
         """Of the base."""
@@ -113,10 +117,12 @@ class NamedAdapter(Reference):
             )
         freeze_adapter(model, self.name)
 
-    def _score(self, batch: Forest) -> Tensor:
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """The policy with the other adapter on."""
         policy = self.policy
         with evaluating(policy), adapter_on(policy.model, self.name):
-            return policy(batch).logps
+            yield policy
 
     def digest(self) -> str:
         """Of the base and the adapter."""
@@ -176,10 +182,12 @@ class FromPath(Reference):
             )
         self.frozen = Policy(model).requires_grad_(False).eval()
 
-    def _score(self, batch: Forest) -> Tensor:
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """The other model."""
         if self.frozen is None:
             raise RuntimeError("FromPath is not attached to a policy: call attach(policy) first")
-        return self.frozen(batch).logps
+        yield self.frozen
 
     def digest(self) -> str:
         """Of the checkpoint's weights."""
@@ -216,6 +224,12 @@ class Cached(Reference):
             self.default = default_reference(policy)
         self.asked.attach(policy, config)
 
+    @contextmanager
+    def using(self) -> Iterator[Policy]:
+        """What the one that is asked uses."""
+        with self.asked.using() as scorer:
+            yield scorer
+
     @property
     def asked(self) -> Reference:
         """The reference that is asked where the store has nothing."""
@@ -224,35 +238,36 @@ class Cached(Reference):
             raise RuntimeError("Cached is not attached to a policy: call attach(policy) first")
         return found
 
-    def _score(self, batch: Forest) -> Tensor:
-        store = self._store(batch)
+    def _score(self, batch: Forest, temperature: float) -> Tensor:
+        store = self._store(batch, temperature)
         keys = [row_key(*row) for row in batch.sequences()]
         lengths = batch.completion_lengths
         absent = [c for c, key in enumerate(keys) if store.get(key, lengths[c]) is None]
         if absent:
-            self._fill(store, batch, keys, sorted({batch.parents[c] for c in absent}))
+            self._fill(store, batch, sorted({batch.parents[c] for c in absent}), temperature)
         found = [store.get(key, length) for key, length in zip(keys, lengths, strict=True)]
         parts = [logps for logps in found if logps is not None]
         return torch.cat([torch.zeros(0), *parts]).to(batch.device)
 
-    def _fill(self, store: LogpStore, batch: Forest, keys: list[bytes], prompts: list[int]) -> None:
+    def _fill(self, store: LogpStore, batch: Forest, prompts: list[int], temperature: float) -> None:
         part = batch.select(prompts) if len(prompts) < batch.num_prompts else batch
-        logps = self.asked.score(part).float().cpu()
+        logps = self.asked.score(part, temperature).float().cpu()
         for row, values in zip(part.sequences(), logps.split(list(part.completion_lengths)), strict=True):
             store.put(row_key(*row), values)
 
-    def _store(self, batch: Forest) -> LogpStore:
+    def _store(self, batch: Forest, temperature: float) -> LogpStore:
         kind = batch.device.type
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "none"
-        if autocast not in self._stores:
+        name = autocast.removeprefix("torch.") + (f"-t{temperature:g}" if temperature != 1.0 else "")
+        if name not in self._stores:
             if self._digest is None:
                 self._digest = self.asked.digest()
             root = Path(self.path).expanduser() if self.path else cache_root() / "reference"
-            store = LogpStore(root / f"{self._digest[:32]}-{autocast.removeprefix('torch.')}")
-            self._stores[autocast] = store
+            store = LogpStore(root / f"{self._digest[:32]}-{name}")
+            self._stores[name] = store
             # Whoever forgets to flush loses nothing: written when the reference or the process goes.
             weakref.finalize(self, store.flush)
-        return self._stores[autocast]
+        return self._stores[name]
 
     def flush(self) -> None:
         """Write the rows that are still held back."""

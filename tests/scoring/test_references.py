@@ -250,3 +250,25 @@ def test_the_default_makes_the_first_dpo_loss_ln_2(make_policy, pairs, nudge, pr
     bare = AdapterOff()
     bare.attach(continued)
     assert not torch.allclose(bare.score(pairs), present(continued, pairs)), "the bare base is another model"
+
+
+def test_a_temperature_divides_the_logits_of_the_reference(pairs, make_policy, nudge):
+    policy = make_policy()
+    nudge(policy)
+    reference = FrozenCopy()
+    reference.attach(policy)
+    found = reference.score(pairs, 0.7)
+    with torch.no_grad():
+        expected = policy.eval()(pairs, temperature=0.7).logps
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, reference.score(pairs), atol=1e-4)
+
+
+def test_the_cache_keeps_temperatures_apart(pairs, make_policy, nudge, tmp_path):
+    policy = make_policy()
+    nudge(policy)
+    reference = Cached(FrozenCopy(), path=str(tmp_path))
+    reference.attach(policy)
+    warm = reference.score(pairs, 2.0)
+    assert not torch.allclose(warm, reference.score(pairs), atol=1e-4)
+    assert torch.equal(warm, reference.score(pairs, 2.0))
