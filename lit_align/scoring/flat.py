@@ -9,7 +9,8 @@ from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
 from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring.attention import carrier
-from lit_align.scoring.head import Loss, blocks, chunk_rows, head_loss, head_scores, plain_head
+from lit_align.scoring.blocks import blocks
+from lit_align.scoring.head import Loss, chunk_rows, head_loss, head_scores, plain_head
 from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
 

@@ -9,7 +9,6 @@ With ``z = h Wᵀ``, ``p = softmax(z)`` and ``H`` the entropy of ``p``: ``d logp
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
 from lit_align.outputs import LossOutput, Scores, Statistic, merge_outputs
+from lit_align.scoring.blocks import Block
 
 # 256 rows keep the products efficient; a small vocabulary takes more, for the sake of the calls around them.
 ROWS = 256
@@ -66,49 +66,6 @@ def chunk_rows(vocabulary: int) -> int:
     return max(ROWS, LOGITS // vocabulary)
 
 
-class Block(NamedTuple):
-    """Trees that are scored together.
-
-    Attributes:
-        rows: the scored tokens of the block, among the ``M`` of the batch.
-        forest: the trees.
-        places: ``[rows]`` where the scored tokens stand among the completion tokens of ``forest``.
-    """
-
-    rows: range
-    forest: Forest
-    places: Tensor
-
-
-def blocks(batch: Forest, scored: Tensor, rows: int, whole: bool = False) -> list[Block]:
-    """Cut a forest into blocks of whole trees.
-
-    Args:
-        batch: the forest.
-        scored: ``[M]`` index of its scored tokens, ascending.
-        rows: scored tokens of a block, at most, unless a tree alone has more.
-        whole: one block for all, for a loss that couples the rows of a batch.
-    """
-    if whole or len(scored) <= rows:
-        return [Block(range(len(scored)), batch, scored)]
-    tokens = [0] * batch.num_prompts
-    for length, parent in zip(batch.completion_lengths, batch.parents, strict=True):
-        tokens[parent] += length
-    ends = list(accumulate(tokens))
-    # How many scored tokens stand before the end of each prompt's completions.
-    upto = torch.searchsorted(scored, torch.tensor(ends, device=scored.device)).tolist()
-    found: list[Block] = []
-    first = start = 0
-    for p in range(batch.num_prompts):
-        if p + 1 < batch.num_prompts and upto[p + 1] - start <= rows:
-            continue
-        offset = ends[first] - tokens[first]
-        forest = batch.select(range(first, p + 1))
-        found.append(Block(range(start, upto[p]), forest, scored[start : upto[p]] - offset))
-        first, start = p + 1, upto[p]
-    return found
-
-
 def head_loss(
     hidden: Tensor,
     head: Head,
@@ -123,18 +80,18 @@ def head_loss(
         hidden: ``[M, D]`` states that predict the scored tokens.
         head: the output head.
         targets: ``[M]`` the scored tokens.
-        parts: the forest in blocks, from :func:`blocks`.
+        parts: the forest in blocks, from :func:`lit_align.scoring.blocks.blocks`.
         loss: a sum over the prompts of a block.
         statistics: what the loss wants beside the log-probs.
     """
     outputs: list[LossOutput] = []
 
-    def run(states: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> _Work:
-        work = _Work(states, head._replace(weight=weight, bias=bias), targets, statistics, needs)
+    def run(states: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> HeadWork:
+        work = HeadWork(states, head._replace(weight=weight, bias=bias), targets, statistics, needs)
         outputs.extend(work.block(part, loss) for part in parts)
         return work
 
-    total = _HeadLoss.apply(hidden, head.weight, head.bias, run, torch.is_grad_enabled())
+    total = FusedLoss.apply(hidden, head.weight, head.bias, run, torch.is_grad_enabled())
     return merge_outputs(outputs)._replace(total=total)
 
 
@@ -143,23 +100,26 @@ def head_scores(
 ) -> dict[str, Tensor]:
     """Log-probs and statistics ``[M]`` without gradients, chunk by chunk."""
     with torch.no_grad():
-        work = _Work(hidden, head, targets, statistics, (False, False, False))
+        work = HeadWork(hidden, head, targets, statistics, (False, False, False))
         step = chunk_rows(len(head.weight))
         spans = [(a, min(a + step, len(targets))) for a in range(0, max(len(targets), 1), step)]
         found = [work.scores(logits := work.logits(a, b), logits.logsumexp(-1), a, b) for a, b in spans]
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
 
 
-class _HeadLoss(torch.autograd.Function):
+class FusedLoss(torch.autograd.Function):
+    """A loss whose gradients by states and head were made with it; ``run`` makes both."""
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        run: Callable[..., "_Work"],
+        run: Callable[..., "HeadWork"],
         train: bool,
     ) -> Tensor:
+        """The total of ``run``'s work, whose buffers are kept."""
         work = run(hidden, weight, bias, [train and needed for needed in ctx.needs_input_grad[:3]])
         ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
@@ -168,6 +128,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The buffers, times the derivative of the total."""
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary. A
         # second backward through the same graph is refused by autograd, loudly.
@@ -186,7 +147,7 @@ class _Slopes(NamedTuple):
         return _Slopes(*(None if t is None else t[a:b] for t in self))  # type: ignore[arg-type]
 
 
-class _Work:
+class HeadWork:
     """The buffers of one pass, and what is done with a block."""
 
     def __init__(
@@ -272,9 +233,7 @@ class _Work:
         return output, _Slopes(d_logps, found[1], values["entropy"].detach())
 
     def _add_gradients(self, logits: Tensor, lse: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
-        cap_slope = None
-        if self.head.softcap is not None:
-            cap_slope = 1 - (logits / (self.head.softcap * self.head.scale)).square_()
+        cap_slope = self.cap_slope(logits)
         # d total / d z = d_logp (e_y - p) - d_entropy p (log p + H), written over the logits.
         log_probs = logits.sub_(lse[:, None])
         if slopes.d_entropy is None:
@@ -285,6 +244,16 @@ class _Work:
             factor.mul_(slopes.d_entropy[:, None]).add_(slopes.d_logps[:, None])
             grads = log_probs.exp_().mul_(factor.neg_())
         grads.scatter_add_(1, self.targets[a:b, None], slopes.d_logps[:, None])
+        self.accumulate(grads, cap_slope, a, b)
+
+    def cap_slope(self, logits: Tensor) -> Tensor | None:
+        """Derivative of the soft-capping at capped logits ``[rows, V]``, where there is any."""
+        if self.head.softcap is None:
+            return None
+        return 1 - (logits / (self.head.softcap * self.head.scale)).square_()
+
+    def accumulate(self, grads: Tensor, cap_slope: Tensor | None, a: int, b: int) -> None:
+        """Add what the gradients ``[b - a, V]`` of rows ``a .. b`` of logits mean for states and head."""
         if self.head.scale != 1.0:
             grads.mul_(self.head.scale)
         if cap_slope is not None:

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from lit_align.algorithms.dpo import DPO
@@ -12,7 +10,8 @@ from lit_align.batches import Forest
 from lit_align.losses.preference import PREFERENCE_LOSSES
 from lit_align.outputs import LossOutput, Metric, Scores
 from lit_align.scoring import head as fused
-from lit_align.scoring.head import Head, blocks, chunk_rows, head_loss, head_scores
+from lit_align.scoring.blocks import blocks
+from lit_align.scoring.head import Head, chunk_rows, head_loss, head_scores
 
 VOCABULARY, WIDTH = 29, 8
 ALL = frozenset({"entropy", "log_sum_p2", "mean_logit", "top1"})
@@ -188,21 +187,6 @@ def test_a_second_backward_is_refused():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
-
-
-@settings(max_examples=30)
-@given(
-    count=st.integers(1, 6), completions=st.integers(1, 4), rows=st.integers(1, 40), seed=st.integers(0, 99)
-)
-def test_blocks_are_a_partition_in_order(count, completions, rows, seed):
-    batch = forest(count, seed, completions)
-    scored = batch.weights.nonzero().squeeze(1)
-    parts = blocks(batch, scored, rows)
-    assert [r for part in parts for r in part.rows] == list(range(len(scored)))
-    ids = torch.cat([part.forest.completion_ids[part.places] for part in parts])
-    assert torch.equal(ids, batch.completion_ids[scored])
-    assert sum(part.forest.num_prompts for part in parts) == count
-    assert all(len(part.rows) <= rows or part.forest.num_prompts == 1 for part in parts)
 
 
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
