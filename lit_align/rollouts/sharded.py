@@ -1,0 +1,42 @@
+"""Generation with weights that are spread over processes (FSDP2).
+
+Each forward pass gathers weights from all processes, so all must make equally many, whoever has finished
+first. And embedding and head belong to the root group, which is gathered when the policy itself is called;
+generation calls the model inside it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lit_align.batches import Forest
+
+
+@contextmanager
+def whole_root(policy: nn.Module) -> Iterator[bool]:
+    """The weights of the root group whole inside the block.
+
+    Yields:
+        Whether the policy is sharded at all.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(policy, FSDPModule):
+        yield False
+        return
+    # The first call of a sharded module makes it the root of its groups; nothing of ours may come before.
+    policy(Forest.from_lists([[0]], [[[0]]]).to(next(policy.parameters()).device))
+    policy.unshard()
+    try:
+        yield True
+    finally:
+        policy.reshard()
+
+
+def agree(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers."""
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found)
