@@ -68,6 +68,18 @@ def build_reward_model(
     return model
 
 
+def build_trunk(policy: Any, *, options: ModelConfig | None = None) -> nn.Module:
+    """A model that ends in hidden states, for a critic: no head, and no weights that nobody uses.
+
+    Args:
+        policy: as for :func:`build_causal_lm`.
+        options: as for :func:`build_causal_lm`.
+    """
+    from transformers import AutoModel
+
+    return _build(AutoModel, policy, options, "FEATURE_EXTRACTION", heads=())
+
+
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations in the backward pass, without reentrance.
 

@@ -36,6 +36,10 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
         logger.warning("%s does not tell its layers: it is gathered as a whole", type(inner).__name__)
     for layer in found:
         fully_shard(layer, mesh=mesh)
+    head = getattr(scorer, "value_head", None)
+    if head is not None:
+        # A group of its own, because it is in float32 whatever the model is in.
+        fully_shard(head, mesh=mesh)
     fully_shard(scorer, mesh=mesh)
 
 

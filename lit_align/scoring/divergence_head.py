@@ -50,7 +50,9 @@ def divergence_loss(
     # The head's own targets play no part: every token of the vocabulary does.
     targets = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
-    def run(states: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> HeadWork:
+    def run(
+        states: Tensor, weight: Tensor, bias: Tensor | None, critic: None, needs: Sequence[bool]
+    ) -> HeadWork:
         work = HeadWork(states, head._replace(weight=weight, bias=bias), targets, frozenset(), needs)
         teacher = HeadWork(teacher_hidden.detach(), teacher_head, targets, frozenset(), (False,) * 3)
         for a in range(0, max(len(states), 1), rows):
@@ -64,5 +66,5 @@ def divergence_loss(
                 work.accumulate(slopes.mul_(weights[a:b, None]), cap_slope, a, b)
         return work
 
-    total = FusedLoss.apply(hidden, head.weight, head.bias, run, torch.is_grad_enabled())
+    total = FusedLoss.apply(hidden, head.weight, head.bias, None, run, torch.is_grad_enabled())
     return total, torch.cat(found)

@@ -33,8 +33,12 @@ def score(
     layout: FlatLayout,
     statistics: frozenset[Statistic] = frozenset(),
     temperature: float = 1.0,
+    value_head: nn.Module | None = None,
 ) -> Scores:
-    """Log-probs of the tokens that weigh something, with plain autograd where gradients are on."""
+    """Log-probs of the tokens that weigh something, with plain autograd where gradients are on.
+
+    With a value head, from ``[M, D]`` states to ``[M]``, the values of the same states too.
+    """
     states = hidden_states(model, layout)[layout.predictors]
     targets = batch.completion_ids[layout.scored]
     head = plain_head(base_model(model), temperature)
@@ -48,6 +52,8 @@ def score(
         elif temperature != 1.0:
             logits = logits / temperature
         found = token_statistics(logits, targets, statistics)
+    if value_head is not None:
+        found["values"] = value_head(states)
     size = len(batch.completion_ids)
     return Scores(**{n: v.new_zeros(size).index_put((layout.scored,), v) for n, v in found.items()})
 
@@ -60,12 +66,14 @@ def score_loss(
     statistics: frozenset[Statistic] = frozenset(),
     temperature: float = 1.0,
     couples_batch: bool = False,
+    value_head: nn.Module | None = None,
 ) -> LossOutput:
     """A loss of the log-probs, through the fused head where the head is one matrix."""
     head = plain_head(base_model(model), temperature)
     if head is None:
-        return loss(score(model, batch, layout, statistics, temperature), batch)
+        return loss(score(model, batch, layout, statistics, temperature, value_head), batch)
     states = hidden_states(model, layout)[layout.predictors]
     targets = batch.completion_ids[layout.scored]
     parts = blocks(batch, layout.scored, chunk_rows(len(head.weight)), couples_batch)
-    return head_loss(states, head, targets, parts, loss, statistics)
+    values = None if value_head is None else value_head(states)
+    return head_loss(states, head, targets, parts, loss, statistics, values)

@@ -73,6 +73,7 @@ def head_loss(
     parts: Sequence[Block],
     loss: Loss,
     statistics: frozenset[Statistic] = frozenset(),
+    values: Tensor | None = None,
 ) -> LossOutput:
     """A loss of log-probs, with the gradients of hidden states and head made on the way.
 
@@ -83,15 +84,19 @@ def head_loss(
         parts: the forest in blocks, from :func:`lit_align.scoring.blocks.blocks`.
         loss: a sum over the prompts of a block.
         statistics: what the loss wants beside the log-probs.
+        values: ``[M]`` of a critic at the scored tokens, which the loss finds in ``Scores.values`` and
+            through which its gradient goes on.
     """
     outputs: list[LossOutput] = []
 
-    def run(states: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> HeadWork:
-        work = HeadWork(states, head._replace(weight=weight, bias=bias), targets, statistics, needs)
+    def run(
+        states: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None, needs: Sequence[bool]
+    ) -> HeadWork:
+        work = HeadWork(states, head._replace(weight=weight, bias=bias), targets, statistics, needs, values)
         outputs.extend(work.block(part, loss) for part in parts)
         return work
 
-    total = FusedLoss.apply(hidden, head.weight, head.bias, run, torch.is_grad_enabled())
+    total = FusedLoss.apply(hidden, head.weight, head.bias, values, run, torch.is_grad_enabled())
     return merge_outputs(outputs)._replace(total=total)
 
 
@@ -100,7 +105,7 @@ def head_scores(
 ) -> dict[str, Tensor]:
     """Log-probs and statistics ``[M]`` without gradients, chunk by chunk."""
     with torch.no_grad():
-        work = HeadWork(hidden, head, targets, statistics, (False, False, False))
+        work = HeadWork(hidden, head, targets, statistics, (False, False, False, False))
         step = chunk_rows(len(head.weight))
         spans = [(a, min(a + step, len(targets))) for a in range(0, max(len(targets), 1), step)]
         found = [work.scores(logits := work.logits(a, b), logits.logsumexp(-1), a, b) for a, b in spans]
@@ -116,13 +121,14 @@ class FusedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        values: Tensor | None,
         run: Callable[..., "HeadWork"],
         train: bool,
     ) -> Tensor:
         """The total of ``run``'s work, whose buffers are kept."""
-        work = run(hidden, weight, bias, [train and needed for needed in ctx.needs_input_grad[:3]])
-        ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias)
-        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        work = run(hidden, weight, bias, values, [train and needed for needed in ctx.needs_input_grad[:4]])
+        ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias, work.d_values)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
         return work.total
 
     @staticmethod
@@ -157,6 +163,7 @@ class HeadWork:
         targets: Tensor,
         statistics: frozenset[Statistic],
         needs: Sequence[bool],
+        values: Tensor | None = None,
     ) -> None:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
@@ -168,6 +175,8 @@ class HeadWork:
         self.d_hidden = torch.empty_like(hidden) if needs[0] else None
         self.d_weight = torch.empty_like(head.weight, dtype=self.wide) if needs[1] else None
         self.d_bias = torch.empty_like(head.bias, dtype=self.wide) if needs[2] else None  # type: ignore[arg-type]
+        self.values = values
+        self.d_values = torch.zeros_like(values) if values is not None and needs[3] else None
         self.gradients = any(needs)
         self.fresh = True
 
@@ -186,8 +195,8 @@ class HeadWork:
             lse = logits.logsumexp(-1)
             found.append(self.scores(logits, lse, a, b))
             kept.append((logits if once else None, lse))
-        values = {name: torch.cat([f[name] for f in found]) for name in found[0]}
-        output, slopes = self._differentiate(values, block, loss)
+        scores = {name: torch.cat([f[name] for f in found]) for name in found[0]}
+        output, slopes = self._differentiate(scores, block, loss)
         self.total += output.total.detach()
         if slopes is not None:
             for (a, b), (kept_logits, lse) in zip(spans, kept, strict=True):
@@ -213,24 +222,32 @@ class HeadWork:
         return found
 
     def _differentiate(
-        self, values: dict[str, Tensor], block: Block, loss: Loss
+        self, scores: dict[str, Tensor], block: Block, loss: Loss
     ) -> tuple[LossOutput, "_Slopes | None"]:
-        leaves = [
-            values[name].requires_grad_(self.gradients) for name in ("logps", "entropy") if name in values
-        ]
+        start, end = block.rows.start, block.rows.stop
+        if self.values is not None:
+            scores["values"] = self.values[start:end].detach().clone()
+        leaves = {
+            name: scores[name].requires_grad_(self.gradients)
+            for name in ("logps", "entropy", "values")
+            if name in scores
+        }
         size = len(block.forest.completion_ids)
         with torch.set_grad_enabled(self.gradients):
-            full = {n: v.new_zeros(size).index_put((block.places,), v) for n, v in values.items()}
+            full = {n: v.new_zeros(size).index_put((block.places,), v) for n, v in scores.items()}
             output = loss(Scores(**full), block.forest)
             if not self.gradients:
                 return output, None
             if not output.total.requires_grad:
-                return output, _Slopes(torch.zeros_like(leaves[0]))
-            found = torch.autograd.grad(output.total, leaves, allow_unused=True)
-        d_logps = torch.zeros_like(leaves[0]) if found[0] is None else found[0]
-        if len(found) == 1 or found[1] is None:
+                return output, _Slopes(torch.zeros_like(leaves["logps"]))
+            slopes = torch.autograd.grad(output.total, list(leaves.values()), allow_unused=True)
+        found = dict(zip(leaves, slopes, strict=True))
+        if self.d_values is not None and found["values"] is not None:
+            self.d_values[start:end] = found["values"]
+        d_logps = torch.zeros_like(leaves["logps"]) if found["logps"] is None else found["logps"]
+        if found.get("entropy") is None:
             return output, _Slopes(d_logps)
-        return output, _Slopes(d_logps, found[1], values["entropy"].detach())
+        return output, _Slopes(d_logps, found["entropy"], scores["entropy"].detach())
 
     def _add_gradients(self, logits: Tensor, lse: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
         cap_slope = self.cap_slope(logits)

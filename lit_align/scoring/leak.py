@@ -50,7 +50,7 @@ def _reason(model: nn.Module) -> str | None:
         return f"{name} is not causal"
     if not install(inner):
         return f"{name} attends through {inner.config._attn_implementation!r}, not 'sdpa'"
-    if inner.get_output_embeddings() is None and not hasattr(inner, "score"):
+    if inner.get_output_embeddings() is None and not _is_trunk(inner) and not hasattr(inner, "score"):
         return f"{name} has no output head"
     batch = probe(inner.config.get_text_config().vocab_size).to(inner.device)
     with evaluating(model), torch.no_grad():
@@ -74,7 +74,8 @@ def _difference(model: nn.Module, batch: Forest) -> str | None:
         ours = flat.hidden_states(model, layout)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"{type(padded.base_model(model)).__name__} refuses a flat row ({error})"
-    if hasattr(padded.base_model(model), "score"):
+    inner = padded.base_model(model)
+    if hasattr(inner, "score") or _is_trunk(inner):
         theirs = padded.last_states(model, batch)
         largest = (ours[layout.last] - theirs).abs().max().item()
     else:
@@ -85,3 +86,8 @@ def _difference(model: nn.Module, batch: Forest) -> str | None:
         return None
     name = type(padded.base_model(model)).__name__
     return f"in {name} a document's scores depend on its neighbours in the row (by {largest:.1e})"
+
+
+def _is_trunk(inner: Any) -> bool:
+    # The model of a critic: hidden states, and no head of transformers' on them.
+    return inner.base_model is inner and inner.get_output_embeddings() is None

@@ -5,6 +5,8 @@ nothing is asked of a model but what its ``forward`` promises.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +57,7 @@ def score(
     batch: Forest,
     statistics: frozenset[Statistic] = frozenset(),
     temperature: float = 1.0,
+    value_head: nn.Module | None = None,
 ) -> Scores:
     """Log-probs of the tokens that weigh something, by plain autograd through the model's logits.
 
@@ -63,19 +66,24 @@ def score(
         batch: the forest.
         statistics: what to return beside the log-probs.
         temperature: the logits are divided by it.
+        value_head: from ``[M, D]`` states to ``[M]`` values of them.
     """
     if not batch.num_tokens:
-        return Scores(logps=torch.zeros_like(batch.weights))
+        nothing = torch.zeros_like(batch.weights)
+        return Scores(logps=nothing, values=None if value_head is None else nothing)
     extra: dict[str, Any] = {}
     if "router_loss" in statistics:
         if "output_router_logits" not in _accepted(model):
             raise ValueError(f"{type(model).__name__} has no router: it is not a mixture of experts")
         extra["output_router_logits"] = True
-    picked, scored, output = scored_logits(model, batch, **extra)
+    with last_hidden_state(model if value_head is not None else None) as states:
+        picked, scored, output = scored_logits(model, batch, **extra)
     if temperature != 1.0:
         picked = picked / temperature
     wanted = frozenset(statistics - {"router_loss"})
     found = token_statistics(picked, batch.completion_ids[scored], wanted)
+    if value_head is not None:
+        found["values"] = value_head(predicting(states[0], batch)[0])
     full = {name: _scatter(value, scored, len(batch.completion_ids)) for name, value in found.items()}
     return Scores(**full, router_loss=output.aux_loss if "router_loss" in statistics else None)
 
@@ -102,6 +110,41 @@ def scored_logits(model: nn.Module, batch: Forest, **extra: Any) -> tuple[Tensor
     logits = output.logits if keeps else output.logits[:, first:last]
     scored = batch.weights.nonzero().squeeze(1)
     return logits[batch.sequence[scored], rows.columns[scored] - 1 - first], scored, output
+
+
+def predicting_states(model: nn.Module, batch: Forest) -> tuple[Tensor, Tensor]:
+    """``[M, D]`` states that predict the tokens that weigh something, and ``[M]`` their tokens' places."""
+    rows = rectangle(batch)
+    trunk = base_model(model).base_model
+    output = trunk(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+    return predicting(output.last_hidden_state, batch)
+
+
+def predicting(hidden: Tensor, batch: Forest) -> tuple[Tensor, Tensor]:
+    """The states of ``[C, L, D]`` that predict tokens that weigh something: ``[M, D]`` and ``[M]`` places."""
+    scored = batch.weights.nonzero().squeeze(1)
+    return hidden[batch.sequence[scored], rectangle(batch).columns[scored] - 1], scored
+
+
+@contextmanager
+def last_hidden_state(model: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What the trunk hands to the head while the model runs its own forward inside the block.
+
+    Asking for all hidden states would keep those of every layer.
+    """
+    found: list[Tensor] = []
+    if model is None:
+        yield found
+        return
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        found.append(output.last_hidden_state)
+
+    handle = base_model(model).base_model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def last_states(model: nn.Module, batch: Forest) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest
 from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded
+from lit_align.scoring.attention import install
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
 
@@ -35,6 +36,13 @@ class Scorer(nn.Module):
         self.model = model
         self.layout = layout
         self._longest: int | None = None
+        if layout == "flat":
+            if not install(padded.base_model(model)):
+                raise ValueError(
+                    f"layout 'flat' needs attention through 'sdpa', and {type(model).__name__} has "
+                    "another: give it attn_implementation sdpa, or take layout 'auto'"
+                )
+            self._longest = leak.longest_document(model)
 
     def flat_layout(self, batch: Forest) -> FlatLayout | None:
         """The flat layout of a batch, or ``None`` where it has to be padded."""
@@ -59,6 +67,8 @@ class Policy(Scorer):
     def __init__(self, model: nn.Module, neftune_alpha: float | None = None, layout: Layout = "auto") -> None:
         super().__init__(model, layout)
         self.neftune_alpha = neftune_alpha
+        #: From the states ``[*, D]`` that the model's head sees to values ``[*]``; see ``ActorCritic``.
+        self.value_head: nn.Module | None = None
 
     @overload
     def forward(
@@ -107,11 +117,11 @@ class Policy(Scorer):
         with noisy_embeddings(self.model, lengths, self.neftune_alpha if self.training else None):
             if layout is not None and loss is not None:
                 return flat.score_loss(
-                    self.model, batch, layout, loss, statistics, temperature, couples_batch
+                    self.model, batch, layout, loss, statistics, temperature, couples_batch, self.value_head
                 )
             if layout is not None:
-                return flat.score(self.model, batch, layout, statistics, temperature)
-            scores = padded.score(self.model, batch, statistics, temperature)
+                return flat.score(self.model, batch, layout, statistics, temperature, self.value_head)
+            scores = padded.score(self.model, batch, statistics, temperature, self.value_head)
         return scores if loss is None else loss(scores, batch)
 
 

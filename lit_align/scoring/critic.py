@@ -1,0 +1,83 @@
+"""Critics: what a state is worth, from a model of their own or from the policy's own states.
+
+The value of a token is that of the state in which it is chosen: a linear function of the hidden state that
+predicts it.
+"""
+
+from collections.abc import Callable
+from typing import overload
+
+from torch import Tensor, nn
+
+from lit_align.batches import Forest
+from lit_align.models.value_head import ValueHead
+from lit_align.outputs import LossOutput
+from lit_align.scoring import flat, padded
+from lit_align.scoring.policy import Layout, Policy, Scorer
+
+
+class Critic(Scorer):
+    """A trunk of its own and a value head.
+
+    Args:
+        model: of transformers, with or without adapters; its own heads are not used.
+        value_head: on the states of its last layer.
+        layout: see :class:`~lit_align.scoring.policy.Scorer`.
+    """
+
+    def __init__(self, model: nn.Module, value_head: ValueHead, layout: Layout = "auto") -> None:
+        super().__init__(model, layout)
+        self.value_head = value_head
+
+    @overload
+    def forward(self, batch: Forest, *, loss: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, batch: Forest, *, loss: Callable[[Tensor, Forest], LossOutput]) -> LossOutput: ...
+
+    def forward(
+        self, batch: Forest, *, loss: Callable[[Tensor, Forest], LossOutput] | None = None
+    ) -> Tensor | LossOutput:
+        """Values ``[N]`` of the states in which the completion tokens are chosen, or the loss of them.
+
+        Args:
+            batch: the forest.
+            loss: a function of the values and the forest.
+
+        Returns:
+            Float32 values, 0 where a token weighs nothing; or what ``loss`` returns.
+        """
+        layout = self.flat_layout(batch)
+        if layout is not None:
+            states, scored = flat.hidden_states(self.model, layout)[layout.predictors], layout.scored
+        elif batch.num_tokens:
+            states, scored = padded.predicting_states(self.model, batch)
+        else:
+            nothing = batch.weights.new_zeros(len(batch.weights))
+            return nothing if loss is None else loss(nothing, batch)
+        found = self.value_head(states)
+        values = found.new_zeros(len(batch.completion_ids)).index_put((scored,), found)
+        return values if loss is None else loss(values, batch)
+
+
+class ActorCritic(Policy):
+    """A policy with a value head on its own states: scored as a policy, with ``Scores.values`` filled.
+
+    Args:
+        model: a language model of transformers, with or without adapters.
+        value_head: on the states that the model's own head sees.
+        neftune_alpha: see :class:`~lit_align.scoring.policy.Policy`.
+        layout: see :class:`~lit_align.scoring.policy.Scorer`.
+    """
+
+    value_head: ValueHead
+
+    def __init__(
+        self,
+        model: nn.Module,
+        value_head: ValueHead,
+        neftune_alpha: float | None = None,
+        layout: Layout = "auto",
+    ) -> None:
+        super().__init__(model, neftune_alpha, layout)
+        self.value_head = value_head
