@@ -168,9 +168,9 @@ class ExactResume(L.Callback):
         # Lightning knows only loaders that carry their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
         self._order.set_epoch(position.epoch)
-        self._order.start_at(position.epoch, position.rows)
+        self._order.start_at(position.epoch, position.rows, position.repeats)
         remaining = len(list(self._order))
-        batches = max(0, len(self._order) - remaining) if position.rows else 0
+        batches = max(0, len(self._order) - remaining) if position.rows or position.repeats else 0
         if batches % trainer.accumulate_grad_batches:
             logger.warning(
                 "the run goes on inside a window of %d batches, because the number of processes or "
@@ -200,7 +200,8 @@ class ExactResume(L.Callback):
             return Position(trainer.current_epoch, 0, batches)
         epoch, counted = self._counted
         before = counted if epoch == order.epoch else 0
-        return Position(order.epoch, order.position(batches - before), batches)
+        done = batches - before
+        return Position(order.epoch, order.position(done), batches, order.repeats_done(done))
 
     def _same_data(self, saved: dict[str, str]) -> bool:
         changed = [k for k in saved.keys() & self._found.keys() if saved[k] != self._found[k]]
@@ -224,4 +225,5 @@ def _order_digest(order: BatchOrder) -> str:
 
 
 def _position_of(state: dict[str, Any]) -> Position:
-    return Position(state["epoch"], state["rows"], state["batches"])
+    # A checkpoint older than repeated batches knows of none.
+    return Position(state["epoch"], state["rows"], state["batches"], state.get("repeats", 0))

@@ -48,6 +48,10 @@ class AlignDataModule(L.LightningDataModule):
     def drafter(self, encoder: Encoder, renderer: ChatRenderer) -> Drafter:
         """What turns a record into text; called anew for each source."""
 
+    def repeats(self) -> int:
+        """How often each training batch is given, the times one after another."""
+        return 1
+
     @property
     def tokenizer(self) -> Any:
         """The own tokenizer, or that of the module in training."""
@@ -139,12 +143,12 @@ class AlignDataModule(L.LightningDataModule):
         padded = self.batches.layout == "padded"
         collator = PaddedCollator(pad_id(self.tokenizer)) if padded else collate
         place = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        training = name == "train"
+        how: dict[str, Any] = {**place, "training": training, "repeat": self.repeats() if training else 1}
         if not self.sources.streaming:
-            return row_loader(self._splits[name], self.batches, collator, training=name == "train", **place)
+            return row_loader(self._splits[name], self.batches, collator, **how)
         source = self._source(name)
         if source is None:
             raise DataError(f"{type(self).__name__} has no {name} rows: give {name} a source")
         pipeline = self._pipeline_maker()()
-        return stream_loader(
-            source, self.sources, self.batches, pipeline, collator, training=name == "train", **place
-        )
+        return stream_loader(source, self.sources, self.batches, pipeline, collator, **how)

@@ -1,5 +1,6 @@
 """Rows to batches. Public, so that any loader can use them."""
 
+import json
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,7 +19,7 @@ def collate(rows: Sequence[Row]) -> Forest:
 
     Returns:
         A forest with one prompt per row, in the order of the rows; a number that goes with a row
-        becomes a ``[P]`` float32 prompt column.
+        becomes a ``[P]`` float32 prompt column. Rows that were kept as they were read are its ``records``.
 
     >>> batch = collate([Row(7, [1, 2], [[3, 4], [5]], [[1.0, 1.0], [1.0]], {"margin": 0.5})])
     >>> batch.rows, batch.completion_lengths, batch.prompt_columns["margin"].tolist()
@@ -31,6 +32,7 @@ def collate(rows: Sequence[Row]) -> Forest:
         weights=[row.weights for row in rows],
         rows=[row.row for row in rows],
         prompt_columns={name: torch.tensor([row.columns[name] for row in rows]) for name in names},
+        records=[json.loads(row.record) for row in rows if row.record is not None],
     )
 
 

@@ -97,7 +97,7 @@ class RowBatches(Dataset[list[Row]]):
     def __getitem__(self, index: int | list[int]) -> list[Row]:
         if isinstance(index, int):
             # A sequential sampler, which Trainer(overfit_batches=...) brings: the batches of the first epoch.
-            index = self.order.batches()[index]
+            index = self.order.batches()[index // self.order.repeat]
         return [self.table[i] for i in index]
 
 
@@ -108,6 +108,7 @@ def row_loader(
     rank: int,
     num_replicas: int,
     training: bool,
+    repeat: int = 1,
 ) -> DataLoader[Any]:
     """A loader over tokenised rows.
 
@@ -118,6 +119,7 @@ def row_loader(
         rank: of this process.
         num_replicas: number of processes.
         training: shuffled, in the shares of a mixture; otherwise every row once, in order.
+        repeat: how often each batch is given, the times one after another.
     """
     order = BatchOrder(
         split.table.lengths,
@@ -131,6 +133,7 @@ def row_loader(
         num_replicas=num_replicas,
         rank=rank,
         shares=(split.sizes, split.weights) if training and split.weights else None,
+        repeat=repeat,
     )
     return DataLoader(
         RowBatches(split.table, order),
@@ -151,6 +154,7 @@ def stream_loader(
     rank: int,
     num_replicas: int,
     training: bool,
+    repeat: int = 1,
 ) -> DataLoader[Any]:
     """A loader that tokenises as it reads; see `lit_align.datamodules.streaming`."""
     opened = open_sources(source, streaming=True, limit=sources.limit)
@@ -163,7 +167,7 @@ def stream_loader(
         rank=rank,
         num_replicas=num_replicas,
     )
-    return StreamLoader(stream, collate_fn=collate, **_worker_options(options))
+    return StreamLoader(stream, collate_fn=collate, repeat=repeat, **_worker_options(options))
 
 
 def _worker_options(options: BatchOptions) -> dict[str, Any]:

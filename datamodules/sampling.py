@@ -5,6 +5,9 @@ The order of batches does not depend on the number of ranks: rank ``r`` of ``W``
 divide, the last few batches are halved until they do. No row is repeated, and none is lost, except
 that in training up to ``W - 1`` rows stay out of an epoch when even single rows do not divide (other
 ones each epoch); in evaluation these join the last batches.
+
+A batch may be given several times in a row (``repeat``): training on what a policy answers to prompts
+takes one step per part of the answers, and every step asks the loader for a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,9 +39,10 @@ class BatchOrder(DistributedSampler[list[int]]):
         rank: number of this one.
         shares: for a mixture, ``(rows of each source, weight of each source)``: an epoch keeps its length,
             and each source has its share of it. What is left out or repeated moves on from epoch to epoch.
+        repeat: how often each batch is given, the times one after another, on every rank for itself.
 
-    To go on in the middle of an epoch, call `start_at` with what `position` gave before. ``len()`` stays
-    that of the full epoch.
+    To go on in the middle of an epoch, call `start_at` with what `position` and `repeats_done` gave before.
+    ``len()`` stays that of the full epoch, repeated batches counted each time.
     """
 
     def __init__(
@@ -55,9 +59,12 @@ class BatchOrder(DistributedSampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         shares: tuple[Sequence[int], Sequence[float]] | None = None,
+        repeat: int = 1,
     ) -> None:
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank {rank} is none of {num_replicas}")
+        if repeat < 1:
+            raise ValueError(f"repeat is {repeat}; a batch is given at least once")
         self.lengths = [int(n) for n in lengths]
         if len(self.lengths) < num_replicas:
             raise ValueError(
@@ -73,39 +80,59 @@ class BatchOrder(DistributedSampler[list[int]]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.shares = shares
+        self.repeat = repeat
         self.epoch = 0
-        self._start = (0, 0)
+        self._start = (0, 0, 0)
         self._planned: tuple[int, list[list[int]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this."""
         self.epoch = epoch
 
-    def start_at(self, epoch: int, rows: int) -> None:
-        """Leave out the first rows of one epoch, counted over all ranks: they have been seen."""
-        self._start = (epoch, rows)
+    def start_at(self, epoch: int, rows: int, repeats: int = 0) -> None:
+        """Leave out the first rows of one epoch, counted over all ranks: they have been seen.
+
+        Args:
+            epoch: the one to go on with.
+            rows: what `position` gave.
+            repeats: what `repeats_done` gave: how often the batch behind these rows has been given.
+        """
+        self._start = (epoch, rows, repeats)
 
     @property
     def skip(self) -> int:
         """Rows that the current epoch leaves out at its start."""
-        epoch, rows = self._start
+        epoch, rows, _ = self._start
         return rows if epoch == self.epoch else 0
 
+    @property
+    def skipped_repeats(self) -> int:
+        """Times that the first batch of the current epoch is not given again."""
+        epoch, _, repeats = self._start
+        return min(repeats, self.repeat) if epoch == self.epoch else 0
+
     def __len__(self) -> int:
-        return len(self._rounds(self.batches())) // self.num_replicas
+        return len(self._rounds(self.batches())) // self.num_replicas * self.repeat
 
     def __iter__(self) -> Iterator[list[int]]:
         remaining = self._rounds(_without_first(self.batches(), self.skip))
-        return iter(remaining[self.rank :: self.num_replicas])
+        mine = remaining[self.rank :: self.num_replicas]
+        return iter([batch for batch in mine for _ in range(self.repeat)][self.skipped_repeats :])
 
     def position(self, batches_done: int) -> int:
-        """Rows of this epoch that all ranks together have seen after so many batches each.
+        """Rows of this epoch that all ranks together are through with after so many batches each.
 
-        Batches are counted from where iteration began: the start of the epoch, or where `start_at` put it.
+        Batches are counted from where iteration began: the start of the epoch, or where `start_at` put it,
+        and repeated ones each time; the rows of a batch that will be given again are not yet done.
         The number is the one to give to `start_at` in order to go on, with as many ranks or with others.
         """
         rounds = self._rounds(_without_first(self.batches(), self.skip))
-        return self.skip + sum(map(len, rounds[: batches_done * self.num_replicas]))
+        whole = (batches_done + self.skipped_repeats) // self.repeat
+        return self.skip + sum(map(len, rounds[: whole * self.num_replicas]))
+
+    def repeats_done(self, batches_done: int) -> int:
+        """How often the batch behind `position` has been given by then, less than ``repeat`` times."""
+        return (batches_done + self.skipped_repeats) % self.repeat
 
     def batches(self) -> list[list[int]]:
         """All batches of the epoch, in order, before ranks share them."""

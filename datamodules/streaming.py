@@ -102,17 +102,29 @@ class RowStream(IterableDataset[list[Row]]):
 
 
 class StreamLoader(DataLoader[Any]):
-    """A loader that gives each pass over its `RowStream` a number of its own."""
+    """A loader that gives each pass over its `RowStream` a number of its own.
 
-    def __init__(self, stream: RowStream, collate_fn: Callable[[list[Row]], Any], **options: Any) -> None:
+    Args:
+        stream: the rows.
+        collate_fn: rows to a batch.
+        repeat: how often each batch is given, the times one after another.
+        options: those of a DataLoader.
+    """
+
+    def __init__(
+        self, stream: RowStream, collate_fn: Callable[[list[Row]], Any], repeat: int = 1, **options: Any
+    ) -> None:
         super().__init__(stream, batch_size=None, collate_fn=collate_fn, worker_init_fn=_quiet, **options)
+        self.repeat = repeat
         self._passes = 0
 
     def __iter__(self) -> Any:
         # Workers are started anew for each pass and take the number along.
         self.dataset.epoch = self._passes  # type: ignore[attr-defined]
         self._passes += 1
-        return super().__iter__()
+        batches = super().__iter__()
+        # Here and not in the stream, whose batches several workers give in turns.
+        return (batch for batch in batches for _ in range(self.repeat)) if self.repeat > 1 else batches
 
 
 def _quiet(worker: int) -> None:

@@ -1,6 +1,6 @@
 """All rows of a source as tokens, in a few plain arrays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -23,6 +23,8 @@ class TokenTable:
         children: ``[P + 1]`` first completion of each prompt, and ``C``.
         rows: ``[P]`` row numbers in the source.
         columns: ``[P]`` float32 each, by name.
+        records: ``[bytes]`` uint8, the rows as they were read, as JSON; ``None`` where nobody asks for them.
+        record_offsets: ``[P + 1]`` starts in ``records``, and its end.
     """
 
     prompt_ids: Tensor
@@ -33,6 +35,8 @@ class TokenTable:
     children: Tensor
     rows: Tensor
     columns: dict[str, Tensor]
+    records: Tensor | None = None
+    record_offsets: Tensor | None = None
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> "TokenTable":
@@ -45,6 +49,7 @@ class TokenTable:
         parts = list(rows)
         completions = [ids for row in parts for ids in row.completions]
         names = list(parts[0].columns) if parts else []
+        records = [row.record.encode() for row in parts if row.record is not None]
         return cls(
             prompt_ids=torch.tensor([t for row in parts for t in row.prompt], dtype=torch.int32),
             prompt_offsets=_offsets(len(row.prompt) for row in parts),
@@ -56,6 +61,8 @@ class TokenTable:
             children=_offsets(len(row.completions) for row in parts),
             rows=torch.tensor([row.row for row in parts], dtype=torch.int64),
             columns={name: torch.tensor([row.columns[name] for row in parts]) for name in names},
+            records=_bytes(b"".join(records)) if records else None,
+            record_offsets=_offsets(map(len, records)) if records else None,
         )
 
     @classmethod
@@ -82,6 +89,8 @@ class TokenTable:
             children=_joined([t.children for t in tables]),
             rows=torch.cat([t.rows for t in tables]),
             columns={name: torch.cat([t.columns[name] for t in tables]) for name in names},
+            records=_all([t.records for t in tables], _concatenated),
+            record_offsets=_all([t.record_offsets for t in tables], _joined),
         )
 
     def __len__(self) -> int:
@@ -98,13 +107,20 @@ class TokenTable:
             completions=[self.completion_ids[x:y].tolist() for x, y in spans],
             weights=[self.weights[x:y].tolist() for x, y in spans],
             columns={name: float(values[i]) for name, values in self.columns.items()},
+            record=self._record(i),
         )
+
+    def _record(self, i: int) -> str | None:
+        if self.records is None or self.record_offsets is None:
+            return None
+        a, b = int(self.record_offsets[i]), int(self.record_offsets[i + 1])
+        return self.records[a:b].numpy().tobytes().decode()
 
     @property
     def lengths(self) -> Tensor:
-        """``[P]`` tokens of each row's sequences, every completion with its prompt."""
+        """``[P]`` tokens of each row's sequences (`Row.num_tokens`)."""
         completions = self.completion_offsets[self.children].diff()
-        return completions + self.prompt_offsets.diff() * self.children.diff()
+        return completions + self.prompt_offsets.diff() * self.children.diff().clamp_min(1)
 
     def select(self, indices: Sequence[int]) -> "TokenTable":
         """The table of some rows, in the order given."""
@@ -112,7 +128,7 @@ class TokenTable:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every array by a name of its own, as `from_tensors` takes them back."""
-        own = {name: value for name, value in vars(self).items() if name != "columns"}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return own | {f"columns.{name}": value for name, value in self.columns.items()}
 
     @classmethod
@@ -125,6 +141,20 @@ class TokenTable:
 
 def _offsets(lengths: Iterable[int]) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
+
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts)
+
+
+def _all(parts: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    """Parts joined where every table has one."""
+    found = [part for part in parts if part is not None]
+    return join(found) if len(found) == len(parts) else None
 
 
 def _joined(offsets: Sequence[Tensor]) -> Tensor:

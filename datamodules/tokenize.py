@@ -32,6 +32,7 @@ class Draft:
         completions: for each completion, its pieces in order, each with the weight of its tokens.
         plain: text that no template rendered: the tokenizer's BOS goes in front.
         columns: numbers that go with the prompt.
+        record: the row as it was read, as JSON, where it is to go along with the prompt.
     """
 
     row: int
@@ -40,6 +41,7 @@ class Draft:
     completions: tuple[tuple[tuple[str, float], ...], ...]
     plain: bool
     columns: dict[str, float]
+    record: str | None = None
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Row:
         completions: token ids of each completion.
         weights: a weight per completion token.
         columns: numbers that go with the prompt.
+        record: the row as it was read, as JSON, or ``None`` where nobody asks for it.
     """
 
     row: int
@@ -59,10 +62,13 @@ class Row:
     completions: list[list[int]]
     weights: list[list[float]]
     columns: dict[str, float]
+    record: str | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the row's sequences, each completion with its prompt (`Forest.num_tokens`)."""
+        """Tokens of the row's sequences, each completion with its prompt; a lone prompt is one sequence."""
+        if not self.completions:
+            return len(self.prompt)
         return sum(len(ids) + len(self.prompt) for ids in self.completions)
 
 
@@ -110,6 +116,8 @@ class Encoder:
         return [self._row(draft, known) for draft in drafts]
 
     def _row(self, draft: Draft, known: dict[str, list[int]]) -> Row | BadRow:
+        if not draft.completions:
+            return self._prompt_row(draft, known[draft.prompt])
         split: list[list[list[int]]] = []
         for pieces in draft.completions:
             cut = self._pieces([draft.prompt, *(text for text, _ in pieces)], known)
@@ -135,7 +143,16 @@ class Encoder:
             weights.append(mass)
         if draft.plain and self.bos:
             self._begin(prompt, completions, weights)
-        return Row(draft.row, prompt, completions, weights, draft.columns)
+        return Row(draft.row, prompt, completions, weights, draft.columns, draft.record)
+
+    def _prompt_row(self, draft: Draft, ids: list[int]) -> Row | BadRow:
+        """A row that is a prompt alone, as generation begins with it."""
+        prompt = list(ids)
+        if draft.plain and self.bos:
+            self._begin(prompt, [], [])
+        if not prompt:
+            return BadRow(draft.where, "the tokenizer leaves nothing of the prompt")
+        return Row(draft.row, prompt, [], [], draft.columns, draft.record)
 
     def _close(self, ids: list[int], weights: list[float], weight: float) -> None:
         """Put EOS behind a text that ended, once."""

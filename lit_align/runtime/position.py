@@ -12,13 +12,15 @@ class Position:
 
     Attributes:
         epoch: the epoch to go on with.
-        rows: rows of it that all processes together have seen.
+        rows: rows of it that all processes together are through with.
         batches: batches of it that each process has seen.
+        repeats: how often the batch behind these rows has been seen, where batches are repeated.
     """
 
     epoch: int = 0
     rows: int = 0
     batches: int = 0
+    repeats: int = 0
 
     def state(self) -> dict[str, int]:
         """Plain data for a checkpoint."""

@@ -160,3 +160,66 @@ def test_fewer_rows_than_ranks_is_an_error_before_the_first_step():
 def test_a_rank_is_one_of_them():
     with pytest.raises(ValueError, match="rank 2 is none of 2"):
         BatchOrder([1] * 3, num_replicas=2, rank=2)
+
+
+repeats = st.integers(1, 4)
+
+
+@given(lengths, how, st.integers(1, 3), repeats, st.integers(0, 3))
+def test_each_rank_has_each_of_its_batches_repeated(lengths, how, world, repeat, epoch):
+    once = ranks(lengths, world, epoch, **how)
+    found = ranks(lengths, world, epoch, repeat=repeat, **how)
+    assert found == [[batch for batch in mine for _ in range(repeat)] for mine in once]
+    order = BatchOrder(lengths, num_replicas=world, repeat=repeat, **how)
+    order.set_epoch(epoch)
+    assert len(order) == len(found[0])
+
+
+@given(lengths, how, st.integers(1, 3), repeats, st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_a_run_of_repeated_batches_goes_on_where_it_stopped(lengths, how, world, repeat, stops):
+    """Stopped any number of times, in the middle of repeats too, every rank sees what it would have seen."""
+    for rank in range(world):
+        whole = BatchOrder(lengths, num_replicas=world, rank=rank, repeat=repeat, **how)
+        expected, seen = list(whole), []
+        place = (0, 0)
+        for stop in stops:
+            order = BatchOrder(lengths, num_replicas=world, rank=rank, repeat=repeat, **how)
+            order.start_at(0, *place)
+            part = list(order)[:stop]
+            seen += part
+            place = (order.position(len(part)), order.repeats_done(len(part)))
+        assert seen == expected[: len(seen)]
+        order.start_at(0, *place)
+        assert seen + list(order) == expected
+
+
+def test_positions_count_rows_that_are_done_with():
+    order = BatchOrder([1] * 20, 3, repeat=4)
+    assert [(order.position(n), order.repeats_done(n)) for n in (0, 1, 3, 4, 9)] == [
+        (0, 0),
+        (0, 1),
+        (0, 3),
+        (3, 0),
+        (6, 1),
+    ]
+    order.start_at(0, 6, 1)
+    assert [(order.position(n), order.repeats_done(n)) for n in (0, 2, 3)] == [(6, 1), (6, 3), (9, 0)]
+
+
+def test_repeats_done_go_on_with_other_ranks_and_other_repeats():
+    # Two ranks stopped after one of three times of batches 0 and 1; one rank goes on.
+    order = BatchOrder([1] * 8, 2, shuffle=False, num_replicas=2, repeat=3)
+    place = order.position(4), order.repeats_done(4)
+    assert place == (4, 1)
+    (alone,) = ranks([1] * 8, 1, batch_size=2, shuffle=False, repeat=3)
+    other = BatchOrder([1] * 8, 2, shuffle=False, repeat=3)
+    other.start_at(0, *place)
+    assert list(other) == alone[7:]
+    fewer = BatchOrder([1] * 8, 2, shuffle=False, repeat=1)
+    fewer.start_at(0, *place)
+    assert list(fewer) == [[6, 7]]
+
+
+def test_a_batch_is_given_at_least_once():
+    with pytest.raises(ValueError, match="repeat is 0"):
+        BatchOrder([1] * 3, repeat=0)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_align import DPO, SFT, RewardModel
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.callbacks import ExactResume, NanGuard, Preemption
-from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
+from lit_align.datamodules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.scoring.references import EMA, Cached
 
@@ -52,6 +52,8 @@ def module_of(name: str, out: Path) -> L.LightningModule:
     }
     if name == "foreign":
         return Foreign()
+    if name == "prompts":
+        return Repeated()
     if name == "sft":
         return SFT(dict(POLICY), neftune_alpha=5.0, **common)
     if name == "sft_lora":
@@ -86,10 +88,12 @@ def rows(count: int, pairs: bool, start: int = 0) -> list[dict[str, str]]:
 def data_of(name: str, options: dict[str, Any]) -> L.LightningDataModule | None:
     if name == "foreign":
         return None
-    pairs = name != "sft" and name != "sft_lora"
+    pairs = name not in ("sft", "sft_lora", "prompts")
     kind = PreferenceDataModule if pairs else SupervisedDataModule
     options = {"batch_size": 2, "cache": False, **options}
     start = options.pop("start", 0)
+    if name == "prompts":
+        kind, options["tokenizer"] = PromptDataModule, "lit-align/tiny"
     return kind(train=rows(options.pop("count", 13), pairs, start), val=rows(4, pairs, 500), **options)
 
 
@@ -122,6 +126,21 @@ class Foreign(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Repeated(Foreign):
+    """Takes three steps on each batch of prompts, each other than the one before."""
+
+    steps_per_rollout = 3
+
+    def __init__(self) -> None:
+        # The same weights in every process that begins anew.
+        torch.manual_seed(1)
+        super().__init__()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        features = torch.stack([batch.prompt_ids[:4].float() / 1000, torch.rand(4)])
+        return self.net(features).square().mean()
 
 
 class Watch(L.Callback):

@@ -69,6 +69,22 @@ def test_a_stranger_continues_bit_for_bit(runs, workers):
     check(runs, (2, 7), algorithm="foreign", trainer=EPOCHS, data={"num_workers": workers})
 
 
+def test_repeated_batches_continue_within_their_repeats(runs):
+    # 7 batches of prompts, three times each; killed with 2, 3 and 1 times of a batch in the checkpoint, and
+    # at the end of the epoch.
+    spec = {"algorithm": "prompts", "trainer": {"max_epochs": 2}, "saver": {"every_n_train_steps": 1}}
+    whole = runs.ends(**spec)
+    rows = [rows for epoch, _, rows, _ in whole.batches if epoch == 0]
+    assert rows[::3] == rows[1::3] == rows[2::3]
+    assert sorted(row for of_batch in rows[::3] for row in of_batch) == list(range(13))
+    check(runs, (5, 6, 7, 21), **spec)
+
+
+def test_repeated_batches_and_accumulation(runs):
+    trainer = {"max_epochs": 2, "accumulate_grad_batches": 3}
+    check(runs, (5, 13), algorithm="prompts", trainer=trainer, saver={"every_n_train_steps": 1})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_every_batch(runs, case):

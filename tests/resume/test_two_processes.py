@@ -45,6 +45,24 @@ def test_killed_and_resumed(tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_within_the_repeats_of_a_batch(tmp_path):
+    """Each process goes on with its own batch, as often as was left."""
+    spec = {
+        "algorithm": "prompts",
+        "trainer": TWO,
+        "data": {"count": 18},
+        "saver": {"every_n_train_steps": 1},
+    }
+    whole = two(tmp_path / "whole", **spec)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    part = two(tmp_path / "part", kill_at=5, **spec)
+    assert part.returncode == -signal.SIGKILL, part.stderr[-2000:]
+    rest = two(tmp_path / "rest", ckpt=newest(tmp_path / "part"), **spec)
+    assert rest.returncode == 0, rest.stderr[-2000:]
+    assert final(tmp_path / "rest") == final(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_one_signal_stops_both_at_the_same_step(tmp_path):
     spec = {"algorithm": "sft", "trainer": TWO, "saver": {"every_n_train_steps": 100}}
     whole = two(tmp_path / "whole", **spec)
