@@ -5,14 +5,16 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.models.export import save_pretrained_dir
+from lit_align.models.export import critic_parts, save_pretrained_dir
 
 
 class ExportHF(L.Callback):
     """Write the trained model and its tokenizer when ``fit`` ends.
 
     Works with any module that keeps its model of transformers (or of peft) as ``policy.model``, or as
-    ``model``, and its tokenizer as ``tokenizer``.
+    ``model``, and its tokenizer as ``tokenizer``. A value head on the policy (``policy.value_head``) is
+    written beside it as ``value_head.safetensors``, and a critic (``critic``, with ``model`` and
+    ``value_head``) into the folder ``critic``.
 
     Args:
         directory: where to; ``export`` in the trainer's directory by default.
@@ -33,5 +35,12 @@ class ExportHF(L.Callback):
             return
         if trainer.is_global_zero:
             directory = self.directory or Path(trainer.default_root_dir) / "export"
-            save_pretrained_dir(model, getattr(pl_module, "tokenizer", None), directory, merge=self.merge)
+            save_pretrained_dir(
+                model,
+                getattr(pl_module, "tokenizer", None),
+                directory,
+                merge=self.merge,
+                value_head=getattr(getattr(pl_module, "policy", None), "value_head", None),
+                critic=critic_parts(getattr(pl_module, "critic", None)),
+            )
         trainer.strategy.barrier("export")

@@ -43,9 +43,16 @@ def main(argv: Sequence[str]) -> None:
     module = _build(run / CONFIG_FILE, [name for name in arguments.trust.split(",") if name])
     _load(module, checkpoint)
 
-    from lit_align.models.export import save_pretrained_dir
+    from lit_align.models.export import critic_parts, save_pretrained_dir
 
-    written = save_pretrained_dir(module.policy.model, module.tokenizer, output, merge=arguments.merge)
+    written = save_pretrained_dir(
+        module.policy.model,
+        module.tokenizer,
+        output,
+        merge=arguments.merge,
+        value_head=getattr(module.policy, "value_head", None),
+        critic=critic_parts(getattr(module, "critic", None)),
+    )
     print(f"{checkpoint} written to {written}")
 
 
@@ -89,6 +96,7 @@ def _load(module: Any, checkpoint: Path) -> None:
     from lit_align.runtime.trainable import check_saved, saved_names
 
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    weights = {name: value for name, value in content["state_dict"].items() if name.startswith("policy.")}
-    check_saved(weights, frozenset(name for name in saved_names(module) if name.startswith("policy.")))
+    parts = ("policy.", "critic.")
+    weights = {name: value for name, value in content["state_dict"].items() if name.startswith(parts)}
+    check_saved(weights, frozenset(name for name in saved_names(module) if name.startswith(parts)))
     module.load_state_dict(weights, strict=False)

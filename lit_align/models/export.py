@@ -6,19 +6,50 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_align.models.loading import quiet_loading
+from lit_align.models.value_head import ValueHead, save_value_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+#: Folder of a critic with a model of its own, inside the policy's directory.
+CRITIC = "critic"
+
+
+class CriticParts(NamedTuple):
+    """What of a critic is written.
+
+    Attributes:
+        model: of transformers, with or without adapters; the policy's own where only an adapter differs.
+        value_head: on its states.
+        adapter: which adapter of the model is the critic's; by default the active one.
+    """
+
+    model: nn.Module
+    value_head: ValueHead
+    adapter: str | None = None
+
+
+def critic_parts(critic: Any) -> CriticParts | None:
+    """The parts of a critic scorer; ``None`` for anything that has no model with a value head."""
+    if not isinstance(getattr(critic, "value_head", None), ValueHead):
+        return None
+    return CriticParts(critic.model, critic.value_head, getattr(critic, "adapter", None))
+
+
 def save_pretrained_dir(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", path: str | Path, merge: bool = False
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    path: str | Path,
+    merge: bool = False,
+    value_head: ValueHead | None = None,
+    critic: CriticParts | None = None,
 ) -> Path:
     """Write a model, and its tokenizer, without changing anything about the model.
 
@@ -31,6 +62,8 @@ def save_pretrained_dir(
         tokenizer: is written beside it.
         path: the directory; an earlier export in it is replaced once the new one is complete.
         merge: work the adapter into the base.
+        value_head: on the model's own states; written beside it as ``value_head.safetensors``.
+        critic: written into the folder ``critic`` of the directory.
 
     Returns:
         The directory.
@@ -41,16 +74,27 @@ def save_pretrained_dir(
     """
 
     def fill(folder: Path) -> None:
-        if not hasattr(model, "peft_config"):
-            model.save_pretrained(folder)  # type: ignore[operator]
-        elif merge:
-            _merged(model).save_pretrained(folder)
-        else:
-            _save_adapter(model, folder)
+        _fill(folder, model, merge, value_head)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if critic is not None:
+            (folder / CRITIC).mkdir()
+            _fill(folder / CRITIC, critic.model, merge, critic.value_head, critic.adapter)
 
     return write_directory(Path(path), fill)
+
+
+def _fill(
+    folder: Path, model: Any, merge: bool, value_head: ValueHead | None, adapter: str | None = None
+) -> None:
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(folder)
+    elif merge:
+        _merged(model, adapter or _active(model)).save_pretrained(folder)
+    else:
+        _save_adapter(model, folder, adapter or _active(model))
+    if value_head is not None:
+        save_value_head(value_head, folder)
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> Path:
@@ -85,10 +129,9 @@ def _replaceable(path: Path) -> bool:
     return not names or "config.json" in names or "adapter_config.json" in names
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
+def _save_adapter(model: Any, folder: Path, name: str) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    name = _active(model)
     embeddings = model.get_base_model().get_input_embeddings()
     # Decided here, because peft would ask the Hub for the base's configuration.
     whole = isinstance(embeddings, BaseTunerLayer)
@@ -101,12 +144,12 @@ def _save_adapter(model: Any, folder: Path) -> None:
         inside.rmdir()
 
 
-def _merged(model: Any) -> Any:
+def _merged(model: Any, adapter: str) -> Any:
     base = model.get_base_model()
     if getattr(base, "is_quantized", False):
-        return _merged_quantized(model, base)
+        return _merged_quantized(model, base, adapter)
     config = copy.deepcopy(base.config)
-    state = _merged_state(base, _active(model))
+    state = _merged_state(base, adapter)
     with torch.device("meta"):
         shell = type(base)(config)
     shell.load_state_dict(state, assign=True)
@@ -140,7 +183,7 @@ def _merged_state(base: nn.Module, adapter: str) -> dict[str, Tensor]:
     return state
 
 
-def _merged_quantized(model: Any, base: Any) -> Any:
+def _merged_quantized(model: Any, base: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     source = base.config._name_or_path
@@ -151,7 +194,7 @@ def _merged_quantized(model: Any, base: Any) -> Any:
         )
     commit = getattr(base.config, "_commit_hash", None)
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
-        _save_adapter(model, Path(folder))
+        _save_adapter(model, Path(folder), adapter)
         options = {} if commit is None else {"revision": commit}
         if base.config.num_labels == 1:
             options["num_labels"] = 1

@@ -9,8 +9,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_align.models import export
 from lit_align.models.build import build_causal_lm, build_reward_model
-from lit_align.models.export import save_pretrained_dir
+from lit_align.models.config import ModelConfig
+from lit_align.models.critic import build_actor_critic, build_critic
+from lit_align.models.export import CriticParts, save_pretrained_dir
 from lit_align.models.tokenizers import load_tokenizer
+from lit_align.models.value_head import ValueHeadConfig
 
 
 def logits(model, ids):
@@ -182,3 +185,31 @@ def test_a_failed_export_leaves_the_earlier_one(checkpoint, tmp_path):
         export.write_directory(path, fail)
     assert sorted(p.name for p in path.iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_policy_with_its_value_head_and_a_critic(lora, merge, checkpoint, tmp_path, ids):
+    """Both come back as they were, and the directory is that of an ordinary model."""
+    source = ModelConfig(str(checkpoint), lora=lora)
+    model, head = (train_a_little(m) for m in build_actor_critic(source, ValueHeadConfig("normal")))
+    trunk, value = (train_a_little(m) for m in build_critic(source, ValueHeadConfig("normal", seed=1)))
+    before = state(model)
+    parts = CriticParts(trunk, value)
+    path = save_pretrained_dir(model, None, tmp_path / "export", merge, value_head=head, critic=parts)
+    assert_untouched(model, before)
+
+    def saved(place):
+        adapted = lora is not None and not merge
+        return ModelConfig(str(checkpoint), adapter=str(place)) if adapted else ModelConfig(str(place))
+
+    again, found = build_actor_critic(saved(path))
+    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-4)
+    assert torch.equal(found.summary.weight, head.summary.weight)
+    critic, own = build_critic(saved(path / "critic"))
+    assert torch.equal(own.summary.weight, value.summary.weight)
+    states, wanted = (m.eval()(ids).last_hidden_state for m in (critic, trunk))
+    torch.testing.assert_close(states, wanted, rtol=0, atol=1e-4)
+    if lora is None or merge:
+        plain = AutoModelForCausalLM.from_pretrained(path)
+        torch.testing.assert_close(logits(plain, ids), logits(model, ids), rtol=0, atol=1e-4)
