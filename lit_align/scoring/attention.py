@@ -5,6 +5,7 @@ a layout with it. The layout travels as an argument of the forward it belongs to
 recomputed in the backward pass sees its own layout, whatever was forwarded in between.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from lit_align.scoring.layout import FlatLayout
 
 NAME = "lit_align_forest"
+
+#: Query ``[B, heads, T, head size]``, key, value, scaling -> ``[B, T, heads, head size]``.
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 
 def install(model: Any) -> bool:
@@ -42,9 +46,20 @@ def carrier(layout: FlatLayout) -> Tensor:
     A mask of four dimensions is passed on to every layer as it is. It has no elements, so that code
     which took it for an ordinary mask would fail instead of attending across documents.
     """
-    mask = torch.zeros((1, 1, 0, 0), dtype=torch.bool, device=layout.input_ids.device)
+    mask = _empty(layout.input_ids.device)
     mask.forest = layout  # type: ignore[attr-defined]
     return mask
+
+
+def bringing(attend: Attend, device: torch.device) -> Tensor:
+    """A mask that brings its own attention, for a model that no gradient flows through."""
+    mask = _empty(device)
+    mask.attend = attend  # type: ignore[attr-defined]
+    return mask
+
+
+def _empty(device: torch.device) -> Tensor:
+    return torch.zeros((1, 1, 0, 0), dtype=torch.bool, device=device)
 
 
 def forest_attention(
@@ -64,7 +79,7 @@ def forest_attention(
         query: ``[1, heads, T, head size]``.
         key: ``[1, key-value heads, T, head size]``.
         value: as ``key``.
-        attention_mask: what :func:`carrier` made, or an ordinary mask.
+        attention_mask: what :func:`carrier` or :func:`bringing` made, or an ordinary mask.
         dropout: rate.
         scaling: factor on the products, by default one over the root of the head size.
         kwargs: further arguments of the model, for an ordinary mask.
@@ -72,7 +87,10 @@ def forest_attention(
     Returns:
         ``[1, T, heads, head size]``, and no weights.
     """
+    own: Attend | None = getattr(attention_mask, "attend", None)
     layout: FlatLayout | None = getattr(attention_mask, "forest", None)
+    if own is not None:
+        return own(query, key, value, scaling), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

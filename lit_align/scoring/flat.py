@@ -27,6 +27,17 @@ def hidden_states(model: nn.Module, layout: FlatLayout) -> Tensor:
     return output.last_hidden_state[0]
 
 
+def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
+    """``[M, V]`` logits of what comes after each of the ``[M, D]`` states, divided by the temperature."""
+    inner = base_model(model)
+    logits = inner.get_output_embeddings()(states)
+    head = plain_head(inner, temperature)
+    if head is None:
+        return logits if temperature == 1.0 else logits / temperature
+    logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+    return logits if head.scale == 1.0 else logits * head.scale
+
+
 def score(
     model: Any,
     batch: Forest,
@@ -45,13 +56,7 @@ def score(
     if head is not None and not torch.is_grad_enabled():
         found = head_scores(states, head, targets, statistics)
     else:
-        logits = base_model(model).get_output_embeddings()(states)
-        if head is not None:
-            logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-            logits = logits * head.scale
-        elif temperature != 1.0:
-            logits = logits / temperature
-        found = token_statistics(logits, targets, statistics)
+        found = token_statistics(next_logits(model, states, temperature), targets, statistics)
     if value_head is not None:
         found["values"] = value_head(states)
     size = len(batch.completion_ids)

@@ -1,0 +1,146 @@
+"""The loop of the native generator: read prompts, choose tokens, drop what has ended, fill up, go on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.batches import Forest
+from lit_align.rollouts.slots import PromptReader, PromptStates, Slots
+from lit_align.rollouts.transcript import Transcript
+from lit_align.scoring.attention import bringing, carrier
+from lit_align.scoring.flat import next_logits
+from lit_align.scoring.layout import flat_layout
+from lit_align.scoring.padded import base_model
+
+IDLE, WRITES, READS = 0, 1, 2
+
+
+class DecodingLoop:
+    """One request, turn by turn.
+
+    Args:
+        model: a causal language model that takes flat rows, with or without adapters.
+        script: the completions to write.
+        value_head: from states ``[R, D]`` to values ``[R]``.
+        max_rows: completions that are written at once.
+        prefill_tokens: prompt tokens that are read at once, unless one prompt alone has more.
+        device: where the model is.
+        shared: the weights are spread over processes, so that this one makes a forward pass whenever
+            another does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        script: Transcript,
+        value_head: nn.Module | None,
+        max_rows: int,
+        prefill_tokens: int,
+        device: torch.device,
+        shared: bool = False,
+    ) -> None:
+        self.model, self.trunk = model, base_model(model).base_model
+        self.script, self.value_head = script, value_head
+        self.prefill_tokens, self.device, self.shared = prefill_tokens, device, shared
+        #: Prompts from here on are unread, completions from here on have not begun.
+        self.unread, self.waiting = 0, 0
+        self.read: dict[int, PromptStates] = {}
+        #: The completion in each slot, and ``[R, D]`` the states in which their next tokens are chosen.
+        self.rows: list[int] = []
+        self.states: Tensor | None = None
+        self.tokens: Tensor | None = None
+        longest = max(map(len, script.prompts), default=0) + script.sampling.max_new_tokens
+        self.slots = Slots(min(max_rows, len(script.ids)), longest, device)
+
+    def demand(self) -> int:
+        """What this process wants to do in its next turn: nothing, write, or read first."""
+        if self._has_room() and self._next_prompt() not in self.read:
+            return READS
+        return WRITES if self.rows or self._has_room() else IDLE
+
+    def turn(self, demand: int) -> None:
+        """One token for every completion that is being written.
+
+        Args:
+            demand: the largest of the processes that share the weights.
+        """
+        if demand == READS:
+            self._read()
+        self._admit()
+        if self.rows:
+            self._choose()
+        self._write()
+
+    def _has_room(self) -> bool:
+        return self.waiting < len(self.script.ids) and len(self.rows) < self.slots.rows
+
+    def _next_prompt(self) -> int:
+        return self.waiting // self.script.completions
+
+    def _read(self) -> None:
+        prompts = self.script.prompts
+        if self.unread == len(prompts):
+            self._read_nothing()
+            return
+        first, tokens = self.unread, 0
+        while self.unread < len(prompts):
+            tokens += len(prompts[self.unread])
+            if self.unread > first and tokens > self.prefill_tokens:
+                break
+            self.unread += 1
+        chosen = range(first, self.unread)
+        layout = flat_layout(
+            Forest.from_lists([list(prompts[p]) for p in chosen], [[[]]] * len(chosen)).to(self.device)
+        )
+        reader = PromptReader()
+        hidden = self._forward(layout.input_ids, layout.position_ids, carrier(layout), reader)[0]
+        end = 0
+        for p, last in zip(chosen, hidden[layout.last], strict=True):
+            start, end = end, end + len(prompts[p])
+            self.read[p] = reader.states(start, end, last)
+
+    def _read_nothing(self) -> None:
+        """A forward pass for the others' sake."""
+        layout = flat_layout(Forest.from_lists([[0]], [[[]]]).to(self.device))
+        self._forward(layout.input_ids, layout.position_ids, carrier(layout), PromptReader())
+
+    def _admit(self) -> None:
+        states = [] if self.states is None else [self.states]
+        while self._has_room() and self._next_prompt() in self.read:
+            p, free = self._next_prompt(), self.slots.rows - len(self.rows)
+            last = (p + 1) * self.script.completions
+            rows = range(self.waiting, min(last, self.waiting + free))
+            self.waiting = rows.stop
+            prompt = self.read[p] if rows.stop < last else self.read.pop(p)
+            self.slots.fill(prompt, len(rows))
+            self.rows += rows
+            states.append(prompt.hidden.expand(len(rows), -1))
+        self.states = torch.cat(states) if states else None
+
+    def _choose(self) -> None:
+        assert self.states is not None
+        values = None if self.value_head is None else self.value_head(self.states)
+        self.tokens = self.script.write(self.rows, next_logits(self.model, self.states), values)
+        alive = [slot for slot, c in enumerate(self.rows) if self.script.running[c]]
+        if len(alive) < len(self.rows):
+            order = self.slots.keep(alive)
+            self.rows = [self.rows[slot] for slot in order]
+            self.tokens = self.tokens[torch.tensor(order, dtype=torch.long, device=self.device)]
+
+    def _write(self) -> None:
+        if not self.rows:
+            self.states = None
+            if self.shared:
+                self._read_nothing()
+            return
+        assert self.tokens is not None
+        positions = self.slots.advance()
+        mask = bringing(self.slots.attend, self.device)
+        self.states = self._forward(self.tokens[:, None], positions, mask, self.slots)[:, 0]
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        output = self.trunk(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return output.last_hidden_state
