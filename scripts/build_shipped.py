@@ -33,6 +33,7 @@ SETS = {
     "manners-prompts": manners.prompts,
     "sums-sft": sums.supervised,
     "sums-prompts": sums.prompts,
+    "stories-prompts": sums.stories,
 }
 
 

@@ -1,5 +1,6 @@
 """Sums of one- and two-digit numbers, asked and answered in several ways."""
 
+from collections.abc import Sequence
 from itertools import combinations_with_replacement, product
 from random import Random
 from typing import Any, NamedTuple
@@ -14,6 +15,18 @@ QUESTIONS = (
     "Give me the sum of {a} and {b}.",
     "I have {a} coins and get {b} more. How many do I have?",
     "{a} + {b} = ?",
+)
+# Wordings that the shipped model is not trained on: it knows the sums, and fails at about two in three of these.
+STORIES = (
+    "I have {a} coins and {b} more.",
+    "{a} coins and {b} more coins.",
+    "{b} more than {a}?",
+    "{a}, and {b} more?",
+    "There are {a} lamps here and {b} there. How many?",
+    "I get {a} coins, then {b} coins.",
+    "I have {a} coins. I find {b}.",
+    "How far is {a} and then {b} more?",
+    "Start with {a}, then add {b}.",
 )
 ANSWERS = (
     "{a} + {b} = {answer}.",
@@ -52,9 +65,11 @@ def weight(one: Sum) -> float:
     return shares[0] * shares[1]
 
 
-def questions(sums: list[Sum], count: int, random: Random) -> list[tuple[Sum, str]]:
+def questions(
+    sums: list[Sum], count: int, random: Random, wordings: Sequence[str] = QUESTIONS
+) -> list[tuple[Sum, str]]:
     """``count`` different questions, each with its sum."""
-    every = list(product(sums, QUESTIONS))
+    every = list(product(sums, wordings))
     if count > len(every):
         raise ValueError(f"{count} questions asked for, but {len(sums)} sums give only {len(every)}")
     # Weighted sampling without replacement: the largest of u^(1/w).
@@ -88,4 +103,12 @@ def prompts(sums: list[Sum], count: int, random: Random) -> list[Row]:
     return [
         {"prompt": [{"role": "user", "content": text}], "answer": one.answer}
         for one, text in questions(sums, count, random)
+    ]
+
+
+def stories(sums: list[Sum], count: int, random: Random) -> list[Row]:
+    """As `prompts`, in wordings that are new to the model."""
+    return [
+        {"prompt": [{"role": "user", "content": text}], "answer": one.answer}
+        for one, text in questions(sums, count, random, STORIES)
     ]

@@ -87,8 +87,12 @@ def test_the_questions_of_a_split_hold_its_sums_only():
     import shipped_sums as sums
 
     for split, some in sums.split_sums(build_shipped.SEED).items():
-        allowed = {question.format(a=one.a, b=one.b) for one in some for question in sums.QUESTIONS}
-        for name in ("sums-sft", "sums-prompts"):
+        for name, wordings in (
+            ("sums-sft", sums.QUESTIONS),
+            ("sums-prompts", sums.QUESTIONS),
+            ("stories-prompts", sums.STORIES),
+        ):
+            allowed = {question.format(a=one.a, b=one.b) for one in some for question in wordings}
             for row in build_shipped.rows_of(name, split, build_shipped.SEED):
                 turns = row.get("messages") or row["prompt"]
                 assert turns[0]["content"] in allowed

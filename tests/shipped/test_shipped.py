@@ -95,7 +95,7 @@ def test_columns(split):
         assert roles(row["prompt"] + row["completion"]) == ["user", "assistant"]
     for row in rows(f"lit-align/manners-sft:{split}"):
         assert roles(row["messages"]) in (["user", "assistant"], ["user", "assistant"] * 2)
-    for name, column in (("manners", "advice"), ("sums", "answer")):
+    for name, column in (("manners", "advice"), ("sums", "answer"), ("stories", "answer")):
         for row in rows(f"lit-align/{name}-prompts:{split}"):
             assert list(row) == ["prompt", column]
             assert roles(row["prompt"]) == ["user"]
