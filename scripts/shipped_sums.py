@@ -16,7 +16,7 @@ QUESTIONS = (
     "I have {a} coins and get {b} more. How many do I have?",
     "{a} + {b} = ?",
 )
-# Wordings that the shipped model is not trained on: it knows the sums, and fails at about two in three of these.
+# Wordings that the shipped model is not trained on: it knows the sums, and fails at about half of these.
 STORIES = (
     "I have {a} coins and {b} more.",
     "{a} coins and {b} more coins.",

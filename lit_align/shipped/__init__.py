@@ -22,7 +22,7 @@ _NAMES = {
     "lit-align/manners-prompts": "customers' messages alone, and the advice that helps (prompt, advice)",
     "lit-align/sums-sft": "sums of one- and two-digit numbers with a right answer (messages, answer)",
     "lit-align/sums-prompts": "the questions alone, with the number that answers them (prompt, answer)",
-    "lit-align/stories-prompts": "sums in wordings that are new to the model, with the number (prompt, answer)",
+    "lit-align/stories-prompts": "sums in wordings new to the model, with the number (prompt, answer)",
 }
 
 
