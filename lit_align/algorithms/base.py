@@ -17,6 +17,7 @@ from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
+from lit_align.scoring.value_adapter import ValueAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ class AlignModule(L.LightningModule, ABC):
             from lit_align.models.sharding import shard
 
             # Last, because what is made from the policy is made from whole weights.
-            for scorer in [module for module in self.modules() if isinstance(module, Scorer)]:
+            for scorer in [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]:
                 shard(scorer, self.device_mesh["data_parallel"])
 
     def attach(self) -> None:

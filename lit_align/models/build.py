@@ -1,6 +1,7 @@
 """From a description to a model with weights."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -80,21 +81,28 @@ def build_trunk(policy: Any, *, options: ModelConfig | None = None) -> nn.Module
     return _build(AutoModel, policy, options, "FEATURE_EXTRACTION", heads=())
 
 
-def enable_checkpointing(model: nn.Module) -> None:
+def enable_checkpointing(model: nn.Module, context_fn: Callable[[], Any] | None = None) -> None:
     """Recompute activations in the backward pass, without reentrance.
 
     The non-reentrant kind needs no inputs that require gradients, so adapters on a frozen embedding learn
     without a hook on it. ``config.use_cache`` stays: scoring passes ``use_cache=False`` by itself, and an
     exported model should generate with its cache.
+
+    Args:
+        model: of transformers, with or without adapters.
+        context_fn: of ``torch.utils.checkpoint``: what surrounds a block's forward pass, and its second one.
     """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if context_fn is not None:
+        options["context_fn"] = context_fn
     inner: Any = model
     if not getattr(inner, "supports_gradient_checkpointing", hasattr(inner, "peft_config")):
         raise ValueError(f"{type(model).__name__} does not support gradient checkpointing")
     # transformers 5.2x renamed it, and warns about the old name.
     if hasattr(inner, "activation_checkpointing_enable"):
-        inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def _build(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +19,19 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
     gradients would never be summed over processes. Adapters are part of the layers that they change.
 
     Args:
-        scorer: with its model as ``model``; frozen or not.
+        scorer: with its model as ``model``; frozen or not. Of one that ``shares_model`` with another scorer
+            only the value head is sharded.
         mesh: one dimension, over which the weights are spread.
 
     Raises:
         ValueError: the model is quantised, which cannot be spread.
     """
+    head = getattr(scorer, "value_head", None)
+    if head is not None:
+        # A group of its own, because it is in float32 whatever the model is in.
+        fully_shard(head, mesh=mesh)
+    if getattr(scorer, "shares_model", False):
+        return
     model: Any = scorer.model
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     if getattr(inner, "quantization_method", None) is not None:
@@ -36,11 +43,10 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
         logger.warning("%s does not tell its layers: it is gathered as a whole", type(inner).__name__)
     for layer in found:
         fully_shard(layer, mesh=mesh)
-    head = getattr(scorer, "value_head", None)
-    if head is not None:
-        # A group of its own, because it is in float32 whatever the model is in.
-        fully_shard(head, mesh=mesh)
     fully_shard(scorer, mesh=mesh)
+    # Called from outside, by heads that stand beside the scorer, with whole weights too.
+    for method in ("token_states", "last_states"):
+        register_fsdp_forward_method(scorer, method)
 
 
 def layers(model: Any) -> list[nn.Module]:

@@ -5,8 +5,8 @@ here puts back the active adapters and all flags, and none may surround a backwa
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -85,13 +85,7 @@ def snapshot_adapter(model: Any, wanted: str = "reference") -> str:
     while name in model.peft_config:
         count += 1
         name = f"{wanted}_{count}"
-    config = copy.deepcopy(model.peft_config[source])
-    # The start is copied below; some ways of initialising would change the base, which is shared.
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True
-    wide = any(t.dtype == torch.float32 for t in adapter_tensors(model, source).values())
-    with _flags_restored(model):
-        model.add_adapter(name, config, autocast_adapter_dtype=wide)
+    add_adapter(model, name, model.peft_config[source])
     theirs = adapter_tensors(model, source)
     with torch.no_grad():
         for key, mine in adapter_tensors(model, name).items():
@@ -100,10 +94,27 @@ def snapshot_adapter(model: Any, wanted: str = "reference") -> str:
     return name
 
 
-def only_adapter_trains(model: nn.Module) -> bool:
-    """Whether every trainable weight belongs to the active adapter, so that the base stays what it is."""
-    mine = {id(t) for t in adapter_tensors(model, active_adapter(model)).values()}
-    return all(id(p) in mine for p in model.parameters() if p.requires_grad)
+def add_adapter(model: Any, name: str, config: Any) -> None:
+    """Add an adapter that changes nothing yet, in the dtype of the active one, and leave that one active.
+
+    Args:
+        model: wrapped by peft.
+        name: of the new adapter.
+        config: of peft, which is copied.
+    """
+    config = copy.deepcopy(config)
+    # Ways of initialising that decompose the weights would change the base, which is shared.
+    if getattr(config, "init_lora_weights", True) not in (True, False, "gaussian"):
+        config.init_lora_weights = True
+    wide = any(t.dtype == torch.float32 for t in adapter_tensors(model, active_adapter(model)).values())
+    with _flags_restored(model):
+        model.add_adapter(name, config, autocast_adapter_dtype=wide)
+
+
+def only_adapters_train(model: nn.Module) -> bool:
+    """Whether every trainable weight belongs to an adapter, so that the base stays what it is."""
+    inside = tuple(prefix + "." for prefix in _containers(model))
+    return all(name.startswith(inside) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def model_digest(model: nn.Module, adapter: str | None = None) -> str:
@@ -159,6 +170,45 @@ def adapter_on(model: Any, name: str) -> Iterator[None]:
         finally:
             model.base_model.set_adapter(before)
             model.active_adapter = label
+
+
+@contextmanager
+def adapter_lent(model: Any, name: str) -> Iterator[None]:
+    """Another adapter inside the block, with every ``requires_grad`` as it is outside.
+
+    For adapters that are trained together: a graph that is built in the block leads to this one.
+    """
+    before, label = list(model.active_adapters), model.active_adapter
+    with _flags_restored(model):
+        try:
+            with _flags_restored(model):
+                model.set_adapter(name, inference_mode=True)
+            yield
+        finally:
+            model.base_model.set_adapter(before)
+            model.active_adapter = label
+
+
+def recomputing_with(model: Any) -> Callable[[], tuple[Any, Any]]:
+    """``context_fn`` of a checkpoint: a block is recomputed with the adapter it was computed with.
+
+    The backward pass runs after the switch has ended.
+    """
+
+    def contexts() -> tuple[Any, Any]:
+        (then,) = model.active_adapters
+        return nullcontext(), _again(model, then)
+
+    return contexts
+
+
+@contextmanager
+def _again(model: Any, name: str) -> Iterator[None]:
+    if list(model.active_adapters) == [name]:
+        yield
+        return
+    with adapter_lent(model, name):
+        yield
 
 
 @contextmanager

@@ -7,12 +7,12 @@ predicts it.
 from collections.abc import Callable
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
 from lit_align.models.value_head import ValueHead
 from lit_align.outputs import LossOutput
-from lit_align.scoring import flat, padded
 from lit_align.scoring.policy import Layout, Policy, Scorer
 
 
@@ -47,16 +47,7 @@ class Critic(Scorer):
         Returns:
             Float32 values, 0 where a token weighs nothing; or what ``loss`` returns.
         """
-        layout = self.flat_layout(batch)
-        if layout is not None:
-            states, scored = flat.hidden_states(self.model, layout)[layout.predictors], layout.scored
-        elif batch.num_tokens:
-            states, scored = padded.predicting_states(self.model, batch)
-        else:
-            nothing = batch.weights.new_zeros(len(batch.weights))
-            return nothing if loss is None else loss(nothing, batch)
-        found = self.value_head(states)
-        values = found.new_zeros(len(batch.completion_ids)).index_put((scored,), found)
+        values = read_values(self, self.value_head, batch)
         return values if loss is None else loss(values, batch)
 
 
@@ -81,3 +72,18 @@ class ActorCritic(Policy):
     ) -> None:
         super().__init__(model, neftune_alpha, layout)
         self.value_head = value_head
+
+
+def read_values(scorer: Scorer, value_head: nn.Module, batch: Forest) -> Tensor:
+    """Values ``[N]`` of the states of a scorer, 0 where a token weighs nothing.
+
+    Args:
+        scorer: whose states.
+        value_head: from ``[M, D]`` states to ``[M]`` values.
+        batch: the forest.
+    """
+    if not batch.num_tokens:
+        return torch.zeros_like(batch.weights)
+    states, scored = scorer.token_states(batch)
+    found = value_head(states)
+    return found.new_zeros(len(batch.completion_ids)).index_put((scored,), found)

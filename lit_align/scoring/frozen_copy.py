@@ -16,7 +16,7 @@ from lit_align.scoring.adapters import (
     evaluating,
     has_adapters,
     model_digest,
-    only_adapter_trains,
+    only_adapters_train,
     snapshot_adapter,
 )
 from lit_align.scoring.policy import Policy
@@ -36,7 +36,7 @@ class FrozenCopy(Reference):
         self.adapter: str | None = None
 
     def _attach(self, policy: Policy, config: ModelConfig | None) -> None:
-        if has_adapters(policy.model) and only_adapter_trains(policy.model):
+        if has_adapters(policy.model) and only_adapters_train(policy.model):
             self.adapter = snapshot_adapter(policy.model)
         else:
             self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()

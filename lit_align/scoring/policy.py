@@ -54,6 +54,25 @@ class Scorer(nn.Module):
         # A sliding window is no window for documents that fit into it.
         return None if self._longest is not None and _longest(batch) > self._longest else flat_layout(batch)
 
+    def token_states(self, batch: Forest) -> tuple[Tensor, Tensor]:
+        """The states in which tokens are chosen.
+
+        Returns:
+            ``[M, D]`` states of the last layer that predict the tokens that weigh something, and ``[M]``
+            places of these tokens among the ``N``.
+        """
+        layout = self.flat_layout(batch)
+        if layout is not None:
+            return flat.hidden_states(self.model, layout)[layout.predictors], layout.scored
+        return padded.predicting_states(self.model, batch)
+
+    def last_states(self, batch: Forest) -> Tensor:
+        """``[C, D]`` states of the last layer at the last token of each document."""
+        layout = self.flat_layout(batch)
+        if layout is not None:
+            return flat.hidden_states(self.model, layout)[layout.last]
+        return padded.last_states(self.model, batch)
+
 
 class Policy(Scorer):
     """A causal language model that scores forests.
@@ -149,12 +168,7 @@ class RewardScorer(Scorer):
         """
         inner = padded.base_model(self.model)
         if hasattr(inner, "score"):
-            layout = self.flat_layout(batch)
-            if layout is None:
-                states = padded.last_states(self.model, batch)
-            else:
-                states = flat.hidden_states(self.model, layout)[layout.last]
-            rewards = inner.score(states)
+            rewards = inner.score(self.last_states(batch))
         else:
             # Encoders pool at their first token and need no position.
             rows = padded.rectangle(batch)

@@ -32,7 +32,7 @@ from lit_align.scoring.adapters import (
     has_adapters,
     is_fresh,
     model_digest,
-    only_adapter_trains,
+    only_adapters_train,
 )
 from lit_align.scoring.frozen_copy import EMA, FrozenCopy
 from lit_align.scoring.policy import Policy
@@ -64,7 +64,7 @@ class AdapterOff(Reference):
                 "AdapterOff: the policy has no adapters, so switching them off would give the policy itself. "
                 "Use FrozenCopy, or give the policy LoRA"
             )
-        if not only_adapter_trains(policy.model):
+        if not only_adapters_train(policy.model):
             raise ValueError(
                 "AdapterOff: weights of the base are trained too (bias, or weights unfrozen by hand), so the "
                 "base would move. Use FrozenCopy"
@@ -291,7 +291,7 @@ def default_reference(policy: Policy) -> Reference:
         policy: the policy, before training.
     """
     model = policy.model
-    if has_adapters(model) and is_fresh(model) and only_adapter_trains(model):
+    if has_adapters(model) and is_fresh(model) and only_adapters_train(model):
         return AdapterOff()
     return FrozenCopy()
 

@@ -15,10 +15,19 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_align import DPO, SFT, RewardModel
+from lit_align.algorithms.base import AlignModule
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.callbacks import NanGuard
+from lit_align.models.build import build_causal_lm
+from lit_align.models.config import LoraConfig
+from lit_align.models.critic import build_actor_critic, build_critic
+from lit_align.models.value_head import ValueHeadConfig
+from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
+from lit_align.scoring.critic import ActorCritic, Critic
+from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import AdapterOff, FrozenCopy
+from lit_align.scoring.value_adapter import ValueAdapter
 
 # The doctest collector imports scripts too, from elsewhere.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +35,54 @@ from step import POLICY, pairs
 
 STEPS = 3
 LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
+
+
+class Valued(AlignModule):
+    """Policy and critic on one batch: a loss of log-probs and one of values."""
+
+    def __init__(self, policy: Any, critic: str) -> None:
+        super().__init__(policy, lr=0.03)
+        self.kind = critic
+        self.critic: Any = None
+
+    def build(self, model: Any) -> Policy:
+        head = ValueHeadConfig("normal")
+        if self.kind == "shared":
+            return ActorCritic(*build_actor_critic(model, head))
+        return Policy(build_causal_lm(model))
+
+    def attach(self) -> None:
+        head = ValueHeadConfig("normal")
+        if self.kind == "own":
+            self.critic = Critic(*build_critic(dict(POLICY, seed=5), head)).train()
+        if self.kind == "adapter":
+            lora = LoraConfig(r=3, extra={"init_lora_weights": False})
+            self.critic = ValueAdapter(self.policy, lora, head).train()
+
+    def loss(self, scores: Any, batch: Any) -> LossOutput:
+        total = -(scores.logps * batch.weights).sum()
+        if scores.values is not None:
+            total = total + self.value_loss(scores.values, batch).total
+        return LossOutput(total, batch.weights.sum(), {})
+
+    def value_loss(self, values: Any, batch: Any) -> LossOutput:
+        each = (values - batch.completion_ids.remainder(3)) ** 2
+        return LossOutput(0.1 * (each * batch.weights).sum(), batch.weights.sum(), {})
+
+    def _run(self, batch: Any, logging: bool) -> LossOutput:
+        output = super()._run(batch, logging)
+        if self.critic is None:
+            return output
+        # A second pass over the policy's model, should the critic share it, before the backward pass.
+        total = output.total + self.critic(batch, loss=self.value_loss).total
+        return output._replace(total=total, metrics={"loss": Metric(total.detach(), output.weight)})
+
+
 MODULES = {
+    "actor_critic": lambda: Valued(dict(POLICY), "shared"),
+    "actor_critic_lora": lambda: Valued(LORA, "shared"),
+    "critic": lambda: Valued(dict(POLICY), "own"),
+    "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
     "sft_lora": lambda: SFT(LORA, lr=0.03),
     "reward": lambda: RewardModel(dict(POLICY), lr=0.03),

@@ -33,7 +33,19 @@ def assert_equal(one: dict, two: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    ["sft", "sft_lora", "reward", "reward_lora", "dpo_copy", "dpo_lora_off", "dpo_lora_copy"],
+    [
+        "sft",
+        "sft_lora",
+        "reward",
+        "reward_lora",
+        "dpo_copy",
+        "dpo_lora_off",
+        "dpo_lora_copy",
+        "actor_critic",
+        "actor_critic_lora",
+        "critic",
+        "value_adapter",
+    ],
 )
 def test_sharded_equals_one_process(algorithm, tmp_path):
     one = run(algorithm, "auto", 1, tmp_path / "one.pt")
