@@ -5,6 +5,7 @@
 `AdapterOff`     the base under a policy with adapters; costs no memory
 `NamedAdapter`   another adapter on the policy's base
 `FromPath`       another checkpoint
+`SharedLayers`   a copy of the last layers; the first are frozen and the policy's own
 `EMA`            a reference that follows the policy (TR-DPO)
 `Cached`         any fixed one, each row scored once and kept on disk
 `NoReference`    none: log-probs of 0
@@ -38,6 +39,7 @@ from lit_align.scoring.frozen_copy import EMA, FrozenCopy
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.reference_base import NoReference, Reference, build_reference
 from lit_align.scoring.reference_cache import LogpStore, cache_root, row_key
+from lit_align.scoring.shared_layers import SharedLayers
 
 __all__ = [
     "EMA",
@@ -48,6 +50,7 @@ __all__ = [
     "NamedAdapter",
     "NoReference",
     "Reference",
+    "SharedLayers",
     "build_reference",
     "default_reference",
 ]
