@@ -41,7 +41,11 @@ def build_causal_lm(policy: Any, *, options: ModelConfig | None = None) -> nn.Mo
 
 
 def build_reward_model(
-    policy: Any, *, pad_token_id: int | None = None, options: ModelConfig | None = None
+    policy: Any,
+    *,
+    pad_token_id: int | None = None,
+    options: ModelConfig | None = None,
+    fresh_head: bool = True,
 ) -> nn.Module:
     """A sequence classifier with one output.
 
@@ -53,10 +57,13 @@ def build_reward_model(
         pad_token_id: written into the model's configuration, where transformers needs it to find the
             last token of a row; by default what is there, or else the EOS.
         options: as for :func:`build_causal_lm`.
+        fresh_head: ``False`` refuses a checkpoint without a head: to judge with one that nobody trained is
+            never what was meant.
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = _build(AutoModelForSequenceClassification, policy, options, "SEQ_CLS", heads=HEAD_NAMES)
+    auto = AutoModelForSequenceClassification
+    model = _build(auto, policy, options, "SEQ_CLS", heads=HEAD_NAMES, fresh_head=fresh_head)
     config: Any = model.config
     if config.num_labels != 1:
         raise ValueError(f"a reward model has one output, but this one has {config.num_labels} labels")
@@ -106,7 +113,12 @@ def enable_checkpointing(model: nn.Module, context_fn: Callable[[], Any] | None 
 
 
 def _build(
-    auto: Any, policy: Any, options: ModelConfig | None, task: str, heads: tuple[str, ...]
+    auto: Any,
+    policy: Any,
+    options: ModelConfig | None,
+    task: str,
+    heads: tuple[str, ...],
+    fresh_head: bool = True,
 ) -> nn.Module:
     if isinstance(policy, nn.Module):
         if options is None:
@@ -118,14 +130,19 @@ def _build(
         if options is not None:
             raise ValueError("options are for a module in memory; put them into the description instead")
         config = ModelConfig.coerce(policy)
-        model = _random(auto, config, heads) if config.random_weights else _load(auto, config, heads)
+        # An adapter brings its head along.
+        may_lack = fresh_head or config.adapter is not None
+        if config.random_weights:
+            model = _random(auto, config, heads)
+        else:
+            model = _load(auto, config, heads, may_lack)
     model = add_adapters(model, config, task)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return model
 
 
-def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...]) -> nn.Module:
+def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...], fresh_head: bool) -> nn.Module:
     path = locate(config, needs_weights=True)
     arguments = _arguments(config)
     if heads:
@@ -143,6 +160,11 @@ def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...]) -> nn.Module:
         )
     keep_differentiable(model)
     fresh = check_loaded(report, path, type(model).__name__, heads)
+    if fresh and not fresh_head:
+        raise ValueError(
+            f"{path} has no reward head ({', '.join(fresh)}): it is no reward model. lit-align fit --config "
+            "reward.yaml trains one"
+        )
     if fresh:
         logger.warning(
             "%s has no reward head (%s): a fresh one, from seed %d", path, ", ".join(fresh), config.seed

@@ -1,0 +1,53 @@
+"""A reward for a right answer in mathematics, judged by the package math-verify."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from lit_align.rewards.inputs import RewardError
+from lit_align.rewards.isolated import Worker
+from lit_align.rewards.limits import TimeLimit
+
+_WORKER = Worker("lit_align.rewards.math_answer.verified")
+
+
+def math_answer(
+    completions: Sequence[str], answer: Sequence[Any], *, seconds: float = 5.0
+) -> list[float | None]:
+    """1 where the completion's answer equals that of the data in mathematics (``1/2``, ``0.5``), 0 elsewhere.
+
+    Verification may hang on hostile or merely odd formulas, so it runs in a process that is killed when
+    one takes too long; that completion has no reward (``None``). Needs ``pip install lit-align[math]``.
+
+    Args:
+        completions: ``C`` texts.
+        answer: ``C`` answers, in LaTeX or plain.
+        seconds: that one completion may take.
+
+    Raises:
+        RewardError: math-verify is not installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise RewardError("reward 'math_answer' needs the package math-verify: pip install 'lit-align[math]'")
+    rewards: list[float | None] = []
+    for text, wanted in zip(completions, answer, strict=True):
+        try:
+            rewards.append(_WORKER.start({"completion": text, "answer": str(wanted)}, seconds).result())
+        except TimeLimit:
+            rewards.append(None)
+    return rewards
+
+
+def verified(completion: str, answer: str) -> float | None:
+    """Whether one answer is right, without a time limit: what runs in the process.
+
+    Returns:
+        1 or 0; ``None`` where the data's answer is no formula.
+    """
+    from math_verify import parse, verify
+
+    # Its own limits are signals, which are of no use for code that does not come back to Python.
+    right = parse(answer if "$" in answer or "\\" in answer else f"${answer}$", parsing_timeout=None)
+    if not right:
+        return None
+    return float(verify(right, parse(completion, parsing_timeout=None), timeout_seconds=None))
