@@ -62,6 +62,11 @@ def _empty(device: torch.device) -> Tensor:
     return torch.zeros((1, 1, 0, 0), dtype=torch.bool, device=device)
 
 
+def forest_of(mask: Tensor | None) -> FlatLayout | None:
+    """The layout that a mask carries, if it carries one."""
+    return getattr(mask, "forest", None)
+
+
 def forest_attention(
     module: nn.Module,
     query: Tensor,
@@ -70,6 +75,7 @@ def forest_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    only_rows: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer.
@@ -82,13 +88,14 @@ def forest_attention(
         attention_mask: what :func:`carrier` or :func:`bringing` made, or an ordinary mask.
         dropout: rate.
         scaling: factor on the products, by default one over the root of the head size.
+        only_rows: the queries are those of the layout's ``rows``, where it has any.
         kwargs: further arguments of the model, for an ordinary mask.
 
     Returns:
         ``[1, T, heads, head size]``, and no weights.
     """
     own: Attend | None = getattr(attention_mask, "attend", None)
-    layout: FlatLayout | None = getattr(attention_mask, "forest", None)
+    layout = forest_of(attention_mask)
     if own is not None:
         return own(query, key, value, scaling), None
     if layout is None:
@@ -105,19 +112,29 @@ def forest_attention(
         "scale": scaling,
         "enable_gqa": query.shape[1] != key.shape[1],
     }
-    found = []
+    stretches = [(0, length) for length in layout.pieces]
+    if only_rows and layout.rows is not None:
+        stretches = list(layout.rows.stretches)
     # One split, whose backward is one concatenation; slices would each fill a gradient of the whole row.
-    pieces = (t.split(layout.pieces, dim=2) for t in (query, key, value))
+    queries = query.split([end - start for start, end in stretches], dim=2)
+    keys, values = (t.split(layout.pieces, dim=2) for t in (key, value))
+    found = []
     stem_key = stem_value = key
-    for q, k, v, stem, prompt in zip(*pieces, layout.stems, layout.prompts, strict=True):
+    pieces = zip(queries, keys, values, stretches, layout.stems, layout.prompts, strict=True)
+    for q, k, v, (start, end), stem, prompt in pieces:
         if stem < 0:
             stem_key, stem_value = k[:, :, :prompt], v[:, :, :prompt]
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
-        elif stem == 0:
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        if start == end:
+            continue
+        if end < k.shape[2]:
+            k, v = k[:, :, :end], v[:, :, :end]
+        if stem > 0:
+            k, v = torch.cat((stem_key, k), dim=2), torch.cat((stem_value, v), dim=2)
+        before = start + max(stem, 0)
+        if before:
+            mask = layout.branch_mask(end - start, before)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
         else:
-            mask = layout.branch_mask(q.shape[2], stem)
-            keys, values = torch.cat((stem_key, k), dim=2), torch.cat((stem_value, v), dim=2)
-            out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, **options)
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         found.append(out.transpose(1, 2))
     return torch.cat(found, dim=1), None

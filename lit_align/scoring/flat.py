@@ -15,16 +15,32 @@ from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
 
 
-def hidden_states(model: nn.Module, layout: FlatLayout) -> Tensor:
-    """``[T, D]`` states of the last layer, after its norm, for every token of the row."""
+def hidden_states(model: nn.Module, layout: FlatLayout, places: Tensor | None = None) -> Tensor:
+    """States of the last layer, after its norm.
+
+    Args:
+        model: with or without adapters.
+        layout: of the row.
+        places: ``[M]`` places in the row whose states are wanted, where that is not all.
+
+    Returns:
+        ``[M, D]``, or ``[T, D]`` without ``places``.
+    """
     trunk = base_model(model).base_model
+    carried = layout if places is None or not len(places) else layout.at(places)
     output = trunk(
         input_ids=layout.input_ids,
-        attention_mask=carrier(layout),
+        attention_mask=carrier(carried),
         position_ids=layout.position_ids,
         use_cache=False,
     )
-    return output.last_hidden_state[0]
+    states = output.last_hidden_state[0]
+    if places is None:
+        return states
+    # A model whose last layer knows nothing of rows gives the states of all.
+    if carried.rows is None or len(states) == layout.input_ids.shape[1]:
+        return states[places]
+    return states[carried.rows.found]
 
 
 def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,7 +66,7 @@ def score(
 
     With a value head, from ``[M, D]`` states to ``[M]``, the values of the same states too.
     """
-    states = hidden_states(model, layout)[layout.predictors]
+    states = hidden_states(model, layout, layout.predictors)
     targets = batch.completion_ids[layout.scored]
     head = plain_head(base_model(model), temperature)
     if head is not None and not torch.is_grad_enabled():
@@ -77,7 +93,7 @@ def score_loss(
     head = plain_head(base_model(model), temperature)
     if head is None:
         return loss(score(model, batch, layout, statistics, temperature, value_head), batch)
-    states = hidden_states(model, layout)[layout.predictors]
+    states = hidden_states(model, layout, layout.predictors)
     targets = batch.completion_ids[layout.scored]
     parts = blocks(batch, layout.scored, chunk_rows(len(head.weight)), couples_batch)
     values = None if value_head is None else value_head(states)

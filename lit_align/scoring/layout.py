@@ -5,12 +5,28 @@ the prompt with its first completion (one *piece*, plain causal attention) and t
 (a piece each, which also sees the prompt).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_align.batches import Forest
+
+
+class Rows(NamedTuple):
+    """Places of a row that are asked for, as one stretch of each piece.
+
+    Attributes:
+        kept: ``[K]`` the places, ascending.
+        stretches: for each piece, the first place and the one behind the last, counted in the piece.
+        found: ``[M]`` where among the ``K`` each place stands that was asked for.
+    """
+
+    kept: Tensor
+    stretches: tuple[tuple[int, int], ...]
+    found: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class FlatLayout:
         scored: ``[M]`` index among the completion tokens of those that weigh something.
         predictors: ``[M]`` place in the row of the token that predicts each of them.
         last: ``[C]`` place in the row of the last token of each document.
+        rows: the places whose states are wanted from the last layer; ``None`` for all.
     """
 
     input_ids: Tensor
@@ -37,6 +54,7 @@ class FlatLayout:
     scored: Tensor
     predictors: Tensor
     last: Tensor
+    rows: Rows | None = None
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def branch_mask(self, own: int, stem: int) -> Tensor:
@@ -46,6 +64,22 @@ class FlatLayout:
             ones = torch.ones((own, stem + own), dtype=torch.bool, device=self.input_ids.device)
             self._masks[key] = ones.tril(stem)
         return self._masks[key]
+
+    def at(self, places: Tensor) -> "FlatLayout":
+        """The same layout, with the places ``[M]`` whose states are wanted."""
+        bounds = torch.tensor((0, *accumulate(self.pieces)))
+        host = places.cpu()
+        piece = torch.searchsorted(bounds, host, right=True) - 1
+        inside = host - bounds[piece]
+        nothing = torch.zeros(len(self.pieces), dtype=torch.long)
+        low = nothing.scatter_reduce(0, piece, inside, "amin", include_self=False)
+        high = nothing.scatter_reduce(0, piece, inside + 1, "amax", include_self=False)
+        stretches = tuple(zip(low.tolist(), high.tolist(), strict=True))
+        parts = [torch.arange(s + a, s + b) for s, (a, b) in zip(bounds.tolist(), stretches, strict=False)]
+        kept = torch.cat(parts)
+        found = torch.searchsorted(kept, host)
+        device = places.device
+        return replace(self, rows=Rows(kept.to(device), stretches, found.to(device)))
 
     @property
     def document_lengths(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_align.batches import Forest
-from lit_align.scoring import flat, padded
+from lit_align.scoring import flat, padded, trunk
 from lit_align.scoring.adapters import evaluating
 from lit_align.scoring.attention import install
 from lit_align.scoring.layout import flat_layout
@@ -54,6 +54,10 @@ def _reason(model: nn.Module) -> str | None:
         return f"{name} has no output head"
     batch = probe(inner.config.get_text_config().vocab_size).to(inner.device)
     with evaluating(model), torch.no_grad():
+        if _difference(model, batch) is None:
+            return None
+        # A block may have changed since its fast form was written.
+        trunk.disable(inner)
         return _difference(model, batch)
 
 
@@ -70,21 +74,20 @@ def probe(vocabulary: int) -> Forest:
 
 def _difference(model: nn.Module, batch: Forest) -> str | None:
     layout = flat_layout(batch)
-    try:
-        ours = flat.hidden_states(model, layout)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return f"{type(padded.base_model(model)).__name__} refuses a flat row ({error})"
     inner = padded.base_model(model)
-    if hasattr(inner, "score") or _is_trunk(inner):
-        theirs = padded.last_states(model, batch)
-        largest = (ours[layout.last] - theirs).abs().max().item()
-    else:
-        found = flat.score(model, batch, layout).logps
-        largest = (found - padded.score(model, batch).logps).abs().max().item()
-    allowed = _TOLERANCE.get(ours.dtype, _LOW_PRECISION)
-    if largest <= allowed:
+    name = type(inner).__name__
+    only_states = hasattr(inner, "score") or _is_trunk(inner)
+    try:
+        if only_states:
+            ours = flat.hidden_states(model, layout, layout.last)
+        else:
+            ours = flat.score(model, batch, layout).logps
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"{name} refuses a flat row ({error})"
+    theirs = padded.last_states(model, batch) if only_states else padded.score(model, batch).logps
+    largest = (ours - theirs).abs().max().item()
+    if largest <= _TOLERANCE.get(inner.dtype, _LOW_PRECISION):
         return None
-    name = type(padded.base_model(model)).__name__
     return f"in {name} a document's scores depend on its neighbours in the row (by {largest:.1e})"
 
 

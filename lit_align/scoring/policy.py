@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_align.batches import Forest
 from lit_align.outputs import LossOutput, Scores, Statistic
-from lit_align.scoring import flat, leak, padded
+from lit_align.scoring import flat, leak, padded, trunk
 from lit_align.scoring.attention import install
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
@@ -33,6 +33,8 @@ class Scorer(nn.Module):
 
     def __init__(self, model: nn.Module, layout: Layout = "auto") -> None:
         super().__init__()
+        if layout != "padded":
+            trunk.install(model)
         self.model = model
         self.layout = layout
         self._longest: int | None = None
@@ -63,14 +65,14 @@ class Scorer(nn.Module):
         """
         layout = self.flat_layout(batch)
         if layout is not None:
-            return flat.hidden_states(self.model, layout)[layout.predictors], layout.scored
+            return flat.hidden_states(self.model, layout, layout.predictors), layout.scored
         return padded.predicting_states(self.model, batch)
 
     def last_states(self, batch: Forest) -> Tensor:
         """``[C, D]`` states of the last layer at the last token of each document."""
         layout = self.flat_layout(batch)
         if layout is not None:
-            return flat.hidden_states(self.model, layout)[layout.last]
+            return flat.hidden_states(self.model, layout, layout.last)
         return padded.last_states(self.model, batch)
 
 
