@@ -8,7 +8,7 @@ from lit_align.rewards.inputs import RewardError
 from lit_align.rewards.isolated import Worker
 from lit_align.rewards.limits import TimeLimit
 
-_WORKER = Worker("lit_align.rewards.math_answer.verified")
+_WORKER = Worker("lit_align.rewards.math_answer.Verifier")
 
 
 def math_answer(
@@ -38,16 +38,22 @@ def math_answer(
     return rewards
 
 
-def verified(completion: str, answer: str) -> float | None:
-    """Whether one answer is right, without a time limit: what runs in the process.
+class Verifier:
+    """Whether an answer is right, without a time limit: what runs in the process."""
 
-    Returns:
-        1 or 0; ``None`` where the data's answer is no formula.
-    """
-    from math_verify import parse, verify
+    def __init__(self) -> None:
+        from math_verify import parse, verify
 
-    # Its own limits are signals, which are of no use for code that does not come back to Python.
-    right = parse(answer if "$" in answer or "\\" in answer else f"${answer}$", parsing_timeout=None)
-    if not right:
-        return None
-    return float(verify(right, parse(completion, parsing_timeout=None), timeout_seconds=None))
+        self._parse, self._verify = parse, verify
+        # The first formula builds the parser, which takes seconds that belong to no completion.
+        self("$1$", "1")
+
+    def __call__(self, completion: str, answer: str) -> float | None:
+        """1 or 0; ``None`` where the data's answer is no formula."""
+        # Its own limits are signals, which are of no use for code that does not come back to Python.
+        formula = answer if "$" in answer or "\\" in answer else f"${answer}$"
+        right = self._parse(formula, parsing_timeout=None)
+        if not right:
+            return None
+        said = self._parse(completion, parsing_timeout=None)
+        return float(self._verify(right, said, timeout_seconds=None))

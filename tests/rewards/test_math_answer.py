@@ -20,8 +20,6 @@ def test_equal_in_mathematics():
 
 def test_a_verification_out_of_time_has_no_reward_and_the_next_one_has():
     pytest.importorskip("math_verify", reason="math-verify is not installed")
-    math_answer.math_answer(["1"], ["1"])
     tower = "$" + "9^{" * 12 + "9" + "}" * 12 + "$"
-    rewards = math_answer.math_answer([tower, "$1$"], ["1", "1"], seconds=1.0)
-    assert rewards[1] == 1.0
-    assert rewards[0] in (None, 0.0)
+    rewards = math_answer.math_answer([tower, "$1$"], ["1", "1"], seconds=2.0)
+    assert rewards == [None, 1.0]
