@@ -1,4 +1,4 @@
-"""What judges completions, as plain data: a function, a model or a classifier, with a weight."""
+"""What judges completions, as plain data: a function, a model, a classifier or an adapter, with a weight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,12 +18,12 @@ else:
     ModelLike = str | None
 
 #: Of these fields exactly one says what the reward is.
-KINDS = ("function", "model", "classifier")
+KINDS = ("function", "model", "classifier", "adapter")
 
 
 @dataclass
 class RewardConfig:
-    """One reward: exactly one of `function`, `model` and `classifier`, and how it counts."""
+    """One reward: exactly one of `function`, `model`, `classifier` and `adapter`, and how it counts."""
 
     function: FunctionLike = None
     """A reward function: the short name of a shipped one (`numeric_answer`), or a dotted path."""
@@ -34,6 +34,9 @@ class RewardConfig:
     classifier: ModelLike = None
     """A sequence classifier with several labels (sentiment): directory or Hub name. Options: `label`,
     `output` (logit, probability or log_odds), `part` (text or completion)."""
+
+    adapter: str | None = None
+    """A reward adapter on the policy's own base: the directory that RewardModel with LoRA exports."""
 
     weight: float = 1.0
     """Factor of this reward in the sum."""

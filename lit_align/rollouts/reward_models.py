@@ -1,5 +1,6 @@
-"""Models that judge completions: reward models, and classifiers of texts."""
+"""Models that judge completions: reward models, reward adapters, and classifiers of texts."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +21,12 @@ Part = Literal["text", "completion"]
 _CLASSIFIER_OPTIONS = ("label", "output", "part")
 
 
-def build_model(config: RewardConfig, tokenizer: Any) -> nn.Module:
+def build_model(config: RewardConfig, policy: Any, tokenizer: Any) -> nn.Module:
     """The judge that a description of a model describes, with weights.
 
     Args:
-        config: with ``model`` or ``classifier``.
+        config: with ``model``, ``classifier`` or ``adapter``.
+        policy: the scorer in training, whose base an adapter shares.
         tokenizer: the policy's.
 
     Raises:
@@ -34,6 +36,8 @@ def build_model(config: RewardConfig, tokenizer: Any) -> nn.Module:
         return _classifier(config)
     if config.options:
         raise RewardError(f"reward {config.shown_name!r}: a reward model takes no options")
+    if config.kind == "adapter":
+        return _adapter(config, policy)
     return _reward_model(config, tokenizer)
 
 
@@ -45,12 +49,12 @@ class RewardModelJudge(nn.Module):
     as they stand.
 
     Args:
-        scorer: the model.
+        scorer: from a forest to rewards ``[C]``.
         tokenizer: its own, where the vocabulary is not the policy's.
         batch_size: completions judged at once.
     """
 
-    def __init__(self, scorer: RewardScorer, tokenizer: Any | None, batch_size: int = 16) -> None:
+    def __init__(self, scorer: nn.Module, tokenizer: Any | None, batch_size: int = 16) -> None:
         super().__init__()
         self.scorer = scorer
         self.tokenizer = tokenizer
@@ -86,7 +90,7 @@ class RewardModelJudge(nn.Module):
 
     def _encode(self, prompt: Any, reply: str, finished: bool) -> list[int]:
         own: Any = self.tokenizer
-        longest = _longest(self.scorer.model, own)
+        longest = _longest(self.scorer, own)
         cut: dict[str, Any] = {"truncation": longest is not None, "max_length": longest}
         if not isinstance(prompt, str) and own.chat_template:
             messages = [*prompt, {"role": "assistant", "content": reply}]
@@ -186,6 +190,17 @@ def _reward_model(config: RewardConfig, tokenizer: Any) -> RewardModelJudge:
     return RewardModelJudge(scorer, own, config.batch_size)
 
 
+def _adapter(config: RewardConfig, policy: Any) -> RewardModelJudge:
+    from lit_align.scoring.reward_adapter import RewardAdapter
+
+    # A name of its own on the policy's model, without the dots that module names cannot have.
+    name = "reward_" + re.sub(r"\W", "_", config.shown_name)
+    adapter = RewardAdapter(str(config.adapter), name=name)
+    adapter.attach(policy)
+    # Trained on the policy's own base, so on its tokens.
+    return RewardModelJudge(adapter, None, config.batch_size)
+
+
 def _reader(described: ModelConfig) -> Any:
     """A model's own tokenizer, which leaves out the beginning of what is too long."""
     from lit_align.models.tokenizers import load_tokenizer
@@ -262,7 +277,7 @@ def _plain(prompt: Any) -> str:
 
 def _longest(model: Any, tokenizer: Any) -> int | None:
     """Tokens that a model and its tokenizer can take, ``None`` where neither says."""
-    config = getattr(model, "config", None)
+    config = getattr(getattr(model, "model", model), "config", None)
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
     # Tokenizers without a limit say 10^30.
     known = [int(limit) for limit in limits if limit and limit < 10**9]

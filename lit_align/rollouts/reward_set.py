@@ -90,7 +90,7 @@ class RewardSet(nn.Module):
 
         for i, config in enumerate(self.configs):
             if config.kind != "function" and str(i) not in self.models:
-                self.models[str(i)] = build_model(config, tokenizer).requires_grad_(False)
+                self.models[str(i)] = build_model(config, policy, tokenizer).requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "RewardSet":

@@ -45,7 +45,7 @@ def test_a_directory_is_a_model(tmp_path, monkeypatch):
         ({}, "no rewards"),
         (5, "not int"),
         ({"polite": "much"}, "'polite' has 'much'"),
-        ({"weight": 1.0}, "exactly one of function, model, classifier; found none"),
+        ({"weight": 1.0}, "exactly one of function, model, classifier, adapter; found none"),
         ({"function": "polite", "wieght": 1.0}, "did you mean 'weight'"),
         ({"function": "polite", "model": "a/b"}, "found function and model"),
         (["polite", "polite"], "two rewards are called 'polite'"),
