@@ -20,7 +20,9 @@ HEAD_NAMES = ("score", "classifier")
 
 
 def build_causal_lm(policy: Any, *, options: ModelConfig | None = None) -> nn.Module:
-    """A causal language model from a name, a directory, a description, or a module in memory.
+    """A language model from a name, a directory, a description, or a module in memory.
+
+    It is causal, or an encoder and a decoder where its configuration says so (T5, BART).
 
     Args:
         policy: anything :meth:`ModelConfig.coerce` takes, or an ``nn.Module``, which is used as it is.
@@ -35,9 +37,33 @@ def build_causal_lm(policy: Any, *, options: ModelConfig | None = None) -> nn.Mo
         ValueError: a directory without weights, a checkpoint that lacks weights of the model,
             quantisation of a module in memory.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    _check_options(policy, options)
+    if has_encoder(policy):
+        return _build(AutoModelForSeq2SeqLM, policy, options, "SEQ_2_SEQ_LM", heads=())
     return _build(AutoModelForCausalLM, policy, options, "CAUSAL_LM", heads=())
+
+
+def has_encoder(policy: Any) -> bool:
+    """Whether a model is an encoder-decoder, by its configuration alone.
+
+    Args:
+        policy: as for :func:`build_causal_lm`.
+    """
+    if isinstance(policy, nn.Module):
+        return bool(getattr(getattr(policy, "config", None), "is_encoder_decoder", False))
+    from transformers import AutoConfig
+
+    config = ModelConfig.coerce(policy)
+    if config.architecture is not None:
+        return bool(AutoConfig.for_model(**config.architecture).is_encoder_decoder)
+    described = AutoConfig.from_pretrained(
+        locate(config, needs_weights=False),
+        revision=config.revision or "main",
+        trust_remote_code=config.trust_remote_code,
+    )
+    return bool(described.is_encoder_decoder)
 
 
 def build_reward_model(
@@ -112,6 +138,11 @@ def enable_checkpointing(model: nn.Module, context_fn: Callable[[], Any] | None 
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
+def _check_options(policy: Any, options: ModelConfig | None) -> None:
+    if options is not None and not isinstance(policy, nn.Module):
+        raise ValueError("options are for a module in memory; put them into the description instead")
+
+
 def _build(
     auto: Any,
     policy: Any,
@@ -127,8 +158,7 @@ def _build(
         model: nn.Module = policy
         config = options
     else:
-        if options is not None:
-            raise ValueError("options are for a module in memory; put them into the description instead")
+        _check_options(policy, options)
         config = ModelConfig.coerce(policy)
         # An adapter brings its head along.
         may_lack = fresh_head or config.adapter is not None

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
 from lit_align.outputs import Scores, Statistic
+from lit_align.scoring import encoder_decoder
 
 
 class Rectangle(NamedTuple):
@@ -73,8 +74,11 @@ def score(
         return Scores(logps=nothing, values=None if value_head is None else nothing)
     extra: dict[str, Any] = {}
     if "router_loss" in statistics:
-        if "output_router_logits" not in _accepted(model):
-            raise ValueError(f"{type(model).__name__} has no router: it is not a mixture of experts")
+        decodes = encoder_decoder.is_encoder_decoder(base_model(model))
+        if decodes or "output_router_logits" not in _accepted(model):
+            raise ValueError(
+                f"{type(model).__name__} has no router loss: it is no decoder, or not a mixture of experts"
+            )
         extra["output_router_logits"] = True
     with last_hidden_state(model if value_head is not None else None) as states:
         picked, scored, output = scored_logits(model, batch, **extra)
@@ -83,7 +87,7 @@ def score(
     wanted = frozenset(statistics - {"router_loss"})
     found = token_statistics(picked, batch.completion_ids[scored], wanted)
     if value_head is not None:
-        found["values"] = value_head(predicting(states[0], batch)[0])
+        found["values"] = value_head(_predicting(model, states[0], batch)[0])
     full = {name: _scatter(value, scored, len(batch.completion_ids)) for name, value in found.items()}
     return Scores(**full, router_loss=output.aux_loss if "router_loss" in statistics else None)
 
@@ -99,6 +103,9 @@ def scored_logits(model: nn.Module, batch: Forest, **extra: Any) -> tuple[Tensor
     Returns:
         ``[M, V]`` logits, ``[M]`` places of their tokens among the ``N``, and the model's whole output.
     """
+    if encoder_decoder.is_encoder_decoder(base_model(model)):
+        output = encoder_decoder.decoder_output(model, batch)
+        return *encoder_decoder.at_scored(output.logits, batch), output
     rows = rectangle(batch)
     # Only columns that predict a completion token need logits: with a vocabulary of 100k that is
     # most of the memory.
@@ -114,14 +121,18 @@ def scored_logits(model: nn.Module, batch: Forest, **extra: Any) -> tuple[Tensor
 
 def predicting_states(model: nn.Module, batch: Forest) -> tuple[Tensor, Tensor]:
     """``[M, D]`` states that predict the tokens that weigh something, and ``[M]`` their tokens' places."""
-    rows = rectangle(batch)
     trunk = base_model(model).base_model
+    if encoder_decoder.is_encoder_decoder(base_model(model)):
+        return _predicting(model, encoder_decoder.decoder_output(trunk, batch).last_hidden_state, batch)
+    rows = rectangle(batch)
     output = trunk(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-    return predicting(output.last_hidden_state, batch)
+    return _predicting(model, output.last_hidden_state, batch)
 
 
-def predicting(hidden: Tensor, batch: Forest) -> tuple[Tensor, Tensor]:
-    """The states of ``[C, L, D]`` that predict tokens that weigh something: ``[M, D]`` and ``[M]`` places."""
+def _predicting(model: nn.Module, hidden: Tensor, batch: Forest) -> tuple[Tensor, Tensor]:
+    # Of the states of all columns, those in which a token that weighs something is chosen.
+    if encoder_decoder.is_encoder_decoder(base_model(model)):
+        return encoder_decoder.at_scored(hidden, batch)
     scored = batch.weights.nonzero().squeeze(1)
     return hidden[batch.sequence[scored], rectangle(batch).columns[scored] - 1], scored
 
@@ -140,7 +151,10 @@ def last_hidden_state(model: nn.Module | None) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
         found.append(output.last_hidden_state)
 
-    handle = base_model(model).base_model.register_forward_hook(keep)
+    inner = base_model(model)
+    decodes = encoder_decoder.is_encoder_decoder(inner)
+    trunk = inner.get_decoder() if decodes else inner.base_model
+    handle = trunk.register_forward_hook(keep)
     try:
         yield found
     finally:

@@ -16,6 +16,7 @@ from lit_align.batches import Forest
 from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded, trunk
 from lit_align.scoring.attention import install
+from lit_align.scoring.encoder_decoder import is_encoder_decoder
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
 
@@ -39,6 +40,8 @@ class Scorer(nn.Module):
         self.layout = layout
         self._longest: int | None = None
         if layout == "flat":
+            if is_encoder_decoder(padded.base_model(model)):
+                raise ValueError(f"layout 'flat' is for decoders, and {type(model).__name__} has an encoder")
             if not install(padded.base_model(model)):
                 raise ValueError(
                     f"layout 'flat' needs attention through 'sdpa', and {type(model).__name__} has "
@@ -77,16 +80,19 @@ class Scorer(nn.Module):
 
 
 class Policy(Scorer):
-    """A causal language model that scores forests.
+    """A language model that scores forests.
 
     Args:
-        model: a causal language model of transformers, with or without adapters.
+        model: a language model of transformers, with or without adapters; of an encoder-decoder the encoder
+            reads the prompt, and the decoder writes the completion.
         neftune_alpha: noise on the embeddings while training (NEFTune), ``None`` for none.
         layout: see :class:`Scorer`.
     """
 
     def __init__(self, model: nn.Module, neftune_alpha: float | None = None, layout: Layout = "auto") -> None:
         super().__init__(model, layout)
+        if neftune_alpha is not None and is_encoder_decoder(padded.base_model(model)):
+            raise ValueError("neftune_alpha is for decoders: leave it out for an encoder-decoder model")
         self.neftune_alpha = neftune_alpha
         #: From the states ``[*, D]`` that the model's head sees to values ``[*]``; see ``ActorCritic``.
         self.value_head: nn.Module | None = None
