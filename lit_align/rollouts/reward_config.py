@@ -1,5 +1,6 @@
 """What judges completions, as plain data: a function, a model, a classifier or an adapter, with a weight."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -141,11 +142,21 @@ def _config(value: Any) -> RewardConfig:
         return RewardConfig(**value)
     if isinstance(value, str) or hasattr(value, "__fspath__"):
         text = str(value)
+        if text.lstrip().startswith("{"):
+            # A mapping that the command line's parser found no type for, because of a field's name.
+            return _config(_mapping(text))
         is_place = "/" in text or Path(text).is_dir()
         return RewardConfig(model=text) if is_place else RewardConfig(function=text)
     if callable(value):
         return RewardConfig(function=value)
     raise RewardError(f"a reward is a function, a name or a RewardConfig, not {type(value).__name__}")
+
+
+def _mapping(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RewardError(f"{text!r} is no reward: neither a name nor a mapping ({error})") from error
 
 
 def _weighted(value: Any, weight: Any) -> RewardConfig:

@@ -48,6 +48,8 @@ def test_a_directory_is_a_model(tmp_path, monkeypatch):
         ({"weight": 1.0}, "exactly one of function, model, classifier, adapter; found none"),
         ({"function": "polite", "wieght": 1.0}, "did you mean 'weight'"),
         ({"function": "polite", "model": "a/b"}, "found function and model"),
+        ('{"functon": "polite"}', "did you mean 'function'"),
+        ("{oops", "neither a name nor a mapping"),
         (["polite", "polite"], "two rewards are called 'polite'"),
         ({"function": "polite", "batch_size": 0}, "batch_size is 0"),
     ],
