@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.models.export import critic_parts, save_pretrained_dir
+from lit_align.models.sharding import whole_weights
 
 
 class ExportHF(L.Callback):
@@ -33,14 +34,13 @@ class ExportHF(L.Callback):
                 f"{type(pl_module).__name__} has neither policy.model nor model: nothing is exported"
             )
             return
+        value_head = getattr(getattr(pl_module, "policy", None), "value_head", None)
+        critic = critic_parts(getattr(pl_module, "critic", None))
+        # Where weights are sharded, all processes give their part.
+        whole = whole_weights([model, value_head, *(critic[:2] if critic else ())])
         if trainer.is_global_zero:
             directory = self.directory or Path(trainer.default_root_dir) / "export"
-            save_pretrained_dir(
-                model,
-                getattr(pl_module, "tokenizer", None),
-                directory,
-                merge=self.merge,
-                value_head=getattr(getattr(pl_module, "policy", None), "value_head", None),
-                critic=critic_parts(getattr(pl_module, "critic", None)),
-            )
+            has_tokenizer = getattr(pl_module, "has_tokenizer", True)
+            tokenizer = getattr(pl_module, "tokenizer", None) if has_tokenizer else None
+            save_pretrained_dir(model, tokenizer, directory, self.merge, value_head, critic, whole)
         trainer.strategy.barrier("export")

@@ -7,6 +7,7 @@ from typing import Any
 from lit_align.cli.errors import CommandLineError
 from lit_align.cli.options import SmallParser
 from lit_align.cli.report import CONFIG_FILE
+from lit_align.runtime.manifest import is_sharded, newest_complete
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     parser = SmallParser(
         prog="lit-align export", description="Write a trained model as a Hugging Face directory."
     )
-    parser.add_argument("source", type=str, help="a run (runs/dpo/1), or a .ckpt file of one")
+    parser.add_argument("source", type=str, help="a run (runs/dpo/1), or a checkpoint of one")
     parser.add_argument(
         "--output", type=str, help="the directory; export, or export-merged, in the run by default"
     )
@@ -58,15 +59,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _find(source: Path) -> tuple[Path, Path]:
     """The run's directory and the checkpoint meant."""
-    if source.is_dir():
-        found = sorted(source.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        if not found:
-            raise CommandLineError(
-                f"{source} holds no checkpoints/*.ckpt", "name a run (runs/dpo/1) or a .ckpt file"
-            )
-        last = source / "checkpoints" / "last.ckpt"
-        checkpoint = last if last in found else found[-1]
-    elif source.is_file():
+    if source.is_dir() and not is_sharded(source):
+        checkpoint = _newest(source)
+    elif source.exists():
         checkpoint = source
     else:
         raise CommandLineError(f"{source}: there is no such run or file", f"looked in {Path.cwd()}")
@@ -77,6 +72,18 @@ def _find(source: Path) -> tuple[Path, Path]:
         f"there is no {CONFIG_FILE} beside {checkpoint} or above it",
         "it says how the model is built, and is written with every run; put it there",
     )
+
+
+def _newest(run: Path) -> Path:
+    """The last checkpoint of a run that is complete, or the newest where they have no manifests."""
+    folder = run / "checkpoints"
+    verified = newest_complete(folder)
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if verified is None and not found:
+        raise CommandLineError(
+            f"{run} holds no checkpoints/*.ckpt", "name a run (runs/dpo/1) or a .ckpt file"
+        )
+    return verified if verified is not None else found[-1]
 
 
 def _build(config: Path, trusted: Sequence[str]) -> Any:
@@ -91,11 +98,10 @@ def _build(config: Path, trusted: Sequence[str]) -> Any:
 
 
 def _load(module: Any, checkpoint: Path) -> None:
-    import torch
-
+    from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
     from lit_align.runtime.trainable import check_saved, saved_names
 
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
     parts = ("policy.", "critic.")
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith(parts)}
     check_saved(weights, frozenset(name for name in saved_names(module) if name.startswith(parts)))

@@ -26,6 +26,9 @@ from lit_align.cli.explain import explain
 from lit_align.cli.quiet import quieten
 from lit_align.cli.run import Run
 from lit_align.runtime import run_directory, trust
+
+# Registers the strategy "fsdp2".
+from lit_align.runtime import sharded_strategy as _sharded_strategy  # noqa: F401
 from lit_align.scoring.references import Reference
 
 COMMANDS = ("fit", "validate", "test", "predict")

@@ -4,7 +4,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +50,7 @@ def save_pretrained_dir(
     merge: bool = False,
     value_head: ValueHead | None = None,
     critic: CriticParts | None = None,
+    whole: Mapping[nn.Module, dict[str, Tensor]] | None = None,
 ) -> Path:
     """Write a model, and its tokenizer, without changing anything about the model.
 
@@ -64,37 +65,50 @@ def save_pretrained_dir(
         merge: work the adapter into the base.
         value_head: on the model's own states; written beside it as ``value_head.safetensors``.
         critic: written into the folder ``critic`` of the directory.
+        whole: the whole weights of those that are sharded and hold a part of them themselves
+            (:func:`lit_align.models.sharding.whole_weights`).
 
     Returns:
         The directory.
 
     Raises:
         FileExistsError: the directory holds something that is no export.
-        ValueError: a quantised base to merge into has no name to load it by again.
+        ValueError: a quantised base to merge into has no name to load it by again, or what is to be merged
+            is sharded.
     """
+    states = dict(whole or {})
+    if merge and model in states and hasattr(model, "peft_config"):
+        raise ValueError("a sharded model cannot be merged; train, then: lit-align export RUN --merge")
 
     def fill(folder: Path) -> None:
-        _fill(folder, model, merge, value_head)
+        _fill(folder, model, merge, value_head, states)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if critic is not None:
             (folder / CRITIC).mkdir()
-            _fill(folder / CRITIC, critic.model, merge, critic.value_head, critic.adapter)
+            _fill(folder / CRITIC, critic.model, merge, critic.value_head, states, critic.adapter)
 
     return write_directory(Path(path), fill)
 
 
 def _fill(
-    folder: Path, model: Any, merge: bool, value_head: ValueHead | None, adapter: str | None = None
+    folder: Path,
+    model: Any,
+    merge: bool,
+    value_head: ValueHead | None,
+    states: Mapping[nn.Module, dict[str, Tensor]],
+    adapter: str | None = None,
 ) -> None:
+    # Of a sharded model, the weights that were gathered.
+    given = {"state_dict": states[model]} if model in states else {}
     if not hasattr(model, "peft_config"):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **given)
     elif merge:
         _merged(model, adapter or _active(model)).save_pretrained(folder)
     else:
-        _save_adapter(model, folder, adapter or _active(model))
+        _save_adapter(model, folder, adapter or _active(model), **given)
     if value_head is not None:
-        save_value_head(value_head, folder)
+        save_value_head(value_head, folder, states.get(value_head))
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> Path:
@@ -129,13 +143,13 @@ def _replaceable(path: Path) -> bool:
     return not names or "config.json" in names or "adapter_config.json" in names
 
 
-def _save_adapter(model: Any, folder: Path, name: str) -> None:
+def _save_adapter(model: Any, folder: Path, name: str, **given: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     embeddings = model.get_base_model().get_input_embeddings()
     # Decided here, because peft would ask the Hub for the base's configuration.
     whole = isinstance(embeddings, BaseTunerLayer)
-    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=whole)
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=whole, **given)
     inside = folder / name
     if name != "default" and inside.is_dir():
         # peft puts an adapter of another name one level down, where no loader looks by itself.

@@ -1,11 +1,14 @@
 """Weights spread over processes (FSDP2): each layer gathers its own, just before it runs."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,20 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
     # Called from outside, by heads that stand beside the scorer, with whole weights too.
     for method in ("token_states", "last_states"):
         register_fsdp_forward_method(scorer, method)
+
+
+def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[str, Tensor]]:
+    """The weights of sharded modules on the CPU of process zero, nothing on the others; all call this.
+
+    Returns:
+        By module; one that is not sharded, and has its weights itself, is not in it.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[nn.Module, Any] = {}
+    for module in modules:
+        if module is not None and any(isinstance(p, DTensor) for p in module.parameters()):
+            found[module] = get_model_state_dict(module, options=options)
+    return found
 
 
 def layers(model: Any) -> list[nn.Module]:

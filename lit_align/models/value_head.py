@@ -5,6 +5,7 @@ heads can be exchanged, and a directory with one still loads as the model that i
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,8 +109,15 @@ def build_value_head(model: Any, config: ValueHeadConfig | None = None) -> Value
     return head
 
 
-def save_value_head(head: ValueHead, directory: str | Path) -> Path:
+def save_value_head(
+    head: ValueHead, directory: str | Path, state: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write the head's weights into the directory of a model.
+
+    Args:
+        head: the head.
+        directory: of the model.
+        state: its whole weights, where it is sharded and holds a part of them itself.
 
     Returns:
         The file.
@@ -117,7 +125,8 @@ def save_value_head(head: ValueHead, directory: str | Path) -> Path:
     from safetensors.torch import save_file
 
     path = Path(directory) / FILE
-    tensors = {_WEIGHT: head.summary.weight, _BIAS: head.summary.bias}
+    state = head.state_dict() if state is None else state
+    tensors = {_WEIGHT: state["summary.weight"], _BIAS: state["summary.bias"]}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"format": "pt"})
     return path
 

@@ -77,8 +77,7 @@ def replacing(path: Path, before: Callable[[HashingWriter], None] | None = None)
         DiskFull: no room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same directory: a rename from elsewhere would be a copy, which can be cut off.
-    temporary = path.parent / f".{path.name}.{_host()}-{os.getpid()}.tmp"
+    temporary = temporary_beside(path)
     writer = HashingWriter(open(temporary, "wb"))  # noqa: SIM115
     try:
         with writer.file:
@@ -90,14 +89,21 @@ def replacing(path: Path, before: Callable[[HashingWriter], None] | None = None)
         if before is not None:
             before(writer)
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        # The rename is in the directory, which is a file of its own.
+        sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         raise _named(error, writer, path) from error
 
 
+def temporary_beside(path: Path) -> Path:
+    """Where this process writes what will become ``path``; :func:`remove_litter` knows such names."""
+    # In the same directory: a rename from elsewhere would be a copy, which can be cut off.
+    return path.parent / f".{path.name}.{_host()}-{os.getpid()}.tmp"
+
+
 def remove_litter(directory: Path) -> None:
-    """Remove temporary files of processes that are no more."""
+    """Remove temporary files and directories of processes that are no more."""
     for path in directory.glob(".*.tmp"):
         found = _TEMPORARY.match(path.name)
         if found is None:
@@ -108,18 +114,20 @@ def remove_litter(directory: Path) -> None:
         else:
             dead = time.time() - path.stat().st_mtime > _STALE
         if dead:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
-def sha256_of(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; nothing there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    # The rename is in the directory, which is a file of its own.
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a directory, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -131,14 +139,19 @@ def _named(error: BaseException, writer: HashingWriter, path: Path) -> BaseExcep
     if isinstance(cause, DiskFull):
         return cause
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        return DiskFull(
-            cause.errno,
-            f"no room for {path.name} after {writer.bytes:,} bytes, {free:,} are free; what was saved before "
-            "is untouched. Make room, or save elsewhere or less often, and resume",
-            str(path.parent),
-        )
+        return disk_full(path, f" after {writer.bytes:,} bytes")
     return cause
+
+
+def disk_full(path: Path, progress: str = "") -> DiskFull:
+    """The error that says so, for a file or directory that could not be written."""
+    free = shutil.disk_usage(path.parent).free
+    return DiskFull(
+        errno.ENOSPC,
+        f"no room for {path.name}{progress}, {free:,} are free; what was saved before "
+        "is untouched. Make room, or save elsewhere or less often, and resume",
+        str(path.parent),
+    )
 
 
 def _host() -> str:

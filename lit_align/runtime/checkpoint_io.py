@@ -1,31 +1,33 @@
 """Checkpoints that survive whatever happens while they are written."""
 
 import logging
-import pickle
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
-from lit_align.runtime.atomic_file import HashingWriter, remove_litter, replacing
+from lit_align.runtime.atomic_file import HashingWriter, remove, remove_litter, replacing
+from lit_align.runtime.digest import sha256_of
 from lit_align.runtime.manifest import (
     SUFFIX,
+    CheckpointError,
     Content,
     Manifest,
     checkpoints,
     fault,
+    is_sharded,
     manifest_path,
     newest_complete,
     read_manifest,
 )
+from lit_align.runtime.plain_data import load_plain
+from lit_align.runtime.sharded_checkpoint import load_sharded, set_aside
+
+__all__ = ["AtomicCheckpointIO", "CheckpointError", "intact"]
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -66,10 +68,15 @@ class AtomicCheckpointIO(CheckpointIO):
             if old is not None:
                 Manifest((Content.now(file.sha256, file.bytes, step, epoch), *old.accepted)).write(place)
 
+        # One that several processes wrote is a directory, which no file can replace.
+        aside = set_aside(place) if place.is_dir() else None
         with replacing(place, before=accept_both) as file:
             torch.save(checkpoint, cast("IO[bytes]", file))
         Manifest((Content.now(file.sha256, file.bytes, step, epoch),)).write(place)
-        self._remove_superseded(place.parent)
+        if aside is not None:
+            remove(aside)
+            manifest_path(aside).unlink(missing_ok=True)
+        self.remove_superseded(place.parent)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -86,31 +93,25 @@ class AtomicCheckpointIO(CheckpointIO):
             CheckpointError: it and its neighbours are damaged, or it holds more than data.
         """
         place = _local(path)
-        if not place.exists():
+        if not place.exists() and read_manifest(place) is None:
             raise FileNotFoundError(f"no checkpoint {place}")
-        place = self._intact(place.resolve())
-        try:
-            return torch.load(place, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{place} holds more than tensors and plain values, and loading that could run code: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+        place = intact(place.resolve())
+        if is_sharded(place):
+            return load_sharded(place)
+        return load_plain(place, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its manifest, now or as soon as enough others are complete."""
         place = _local(path)
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-            return
         manifest = read_manifest(place)
         if manifest is None or place.is_symlink():
-            place.unlink(missing_ok=True)
+            remove(place)
             return
         manifest.supersede().write(place)
-        self._remove_superseded(place.parent)
+        self.remove_superseded(place.parent)
 
-    def _remove_superseded(self, directory: Path) -> None:
+    def remove_superseded(self, directory: Path) -> None:
+        """Remove what may go, the oldest first, as long as enough complete ones stay."""
         found = checkpoints(directory)
         spare = len(found) - self.keep
         for place in reversed(found):
@@ -118,22 +119,37 @@ class AtomicCheckpointIO(CheckpointIO):
             if spare <= 0:
                 break
             if manifest is not None and manifest.superseded:
-                place.unlink(missing_ok=True)
+                remove(place)
                 manifest_path(place).unlink(missing_ok=True)
                 spare -= 1
 
-    def _intact(self, place: Path) -> Path:
-        why = fault(place)
-        if why is None:
-            return place
-        if read_manifest(place) is None and not any(place.parent.glob("*" + SUFFIX)):
-            logger.warning("%s was not written by AtomicCheckpointIO and is loaded unverified", place)
-            return place
-        other = newest_complete(place.parent)
-        if other is None:
-            raise CheckpointError(f"{place} cannot be used: {why}; and no other in its directory is intact")
-        logger.warning("CHECKPOINT SKIPPED: %s: %s. Loading %s instead", place, why, other)
-        return other
+
+def intact(
+    place: Path,
+    digest_of: Callable[[Path], str] = sha256_of,
+    ask: Callable[[Callable[[], Path | None]], Path | None] = lambda look: look(),
+) -> Path:
+    """A checkpoint, or the newest intact one beside it when it is damaged.
+
+    Args:
+        place: file or directory.
+        digest_of: how its content is read.
+        ask: runs the look at its neighbours; several processes must come to one answer.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    why = fault(place, digest_of)
+    if why is None:
+        return place
+    if read_manifest(place) is None and not any(place.parent.glob("*" + SUFFIX)):
+        logger.warning("%s was not written by AtomicCheckpointIO and is loaded unverified", place)
+        return place
+    other = ask(lambda: newest_complete(place.parent))
+    if other is None:
+        raise CheckpointError(f"{place} cannot be used: {why}; and no other in its directory is intact")
+    logger.warning("CHECKPOINT SKIPPED: %s: %s. Loading %s instead", place, why, other)
+    return other
 
 
 def _local(path: str | Path) -> Path:

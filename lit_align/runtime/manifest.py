@@ -1,22 +1,30 @@
 """What a checkpoint must contain: whether it is complete, and whether it is still what was written.
 
-``NAME.manifest.json`` is written after ``NAME``, so that its presence says that ``NAME`` is complete.
-Where a checkpoint takes the place of an older one of the same name, the manifest names both contents
-until the change is done: at no moment is there nothing that verifies.
+A checkpoint is a file, or a directory of files that several processes wrote. ``NAME.manifest.json`` is
+written after ``NAME``, so that its presence says that ``NAME`` is complete. Where a checkpoint takes the
+place of an older one of the same name, the manifest names both contents until the change is done: at no
+moment is there nothing that verifies.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lit_align.runtime.atomic_file import replacing, sha256_of
+from lit_align.runtime.atomic_file import replacing
+from lit_align.runtime.digest import bytes_of, sha256_of
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".manifest.json"
+#: In a checkpoint that is a directory: where the pieces of its tensors lie.
+INDEX = "index.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Content:
     """One content that a checkpoint may have.
 
     Attributes:
-        sha256: of the file.
-        bytes: size of the file.
+        sha256: see :func:`lit_align.runtime.digest.sha256_of`.
+        bytes: size of the file, or of all files.
         step: optimiser steps before it.
         epoch: epoch it was saved in.
         saved_at: seconds since 1970.
@@ -77,6 +85,11 @@ def manifest_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + SUFFIX)
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether it is a checkpoint that several processes wrote as a directory."""
+    return path.is_dir() and (path / INDEX).is_file()
+
+
 def read_manifest(checkpoint: Path) -> Manifest | None:
     """The manifest of a checkpoint, ``None`` where there is none that can be read."""
     try:
@@ -89,17 +102,22 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
         return None
 
 
-def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words, or ``None``: its whole content is read."""
+def fault(checkpoint: Path, digest_of: Callable[[Path], str] = sha256_of) -> str | None:
+    """What is wrong with a checkpoint, in words, or ``None``: its whole content is read.
+
+    Args:
+        checkpoint: file or directory.
+        digest_of: how to read it; several processes may share the work.
+    """
     manifest = read_manifest(checkpoint)
     if manifest is None:
         return "it has no manifest, so the save was cut off"
-    if not checkpoint.is_file():
+    if not checkpoint.exists():
         return "it is not there"
-    size = checkpoint.stat().st_size
+    size = bytes_of(checkpoint)
     if size not in [one.bytes for one in manifest.accepted]:
         return f"it has {size:,} bytes instead of {manifest.accepted[0].bytes:,}"
-    digest = sha256_of(checkpoint)
+    digest = digest_of(checkpoint)
     if digest not in [one.sha256 for one in manifest.accepted]:
         return (
             f"its content is not what was written (SHA-256 {digest[:12]} instead of "
@@ -114,9 +132,9 @@ def checkpoints(directory: Path) -> list[Path]:
     for path in directory.glob("*" + SUFFIX):
         checkpoint = path.with_name(path.name.removesuffix(SUFFIX))
         manifest = read_manifest(checkpoint)
-        if manifest is None or not checkpoint.is_file():
+        if manifest is None or not checkpoint.exists():
             continue
-        size = checkpoint.stat().st_size
+        size = bytes_of(checkpoint)
         times = [(one.saved_at, one.step) for one in manifest.accepted if one.bytes == size]
         if times:
             found.append((max(times), checkpoint.name, checkpoint))
@@ -152,7 +170,7 @@ def _unfinished(directory: Path) -> list[Path]:
     return [
         path
         for path in directory.glob("*.ckpt")
-        if path.is_file() and not path.is_symlink() and path not in checkpoints(directory)
+        if not path.is_symlink() and path not in checkpoints(directory)
     ]
 
 

@@ -1,10 +1,9 @@
 """A short run of a foreign module with callbacks that look at the model; rank 0 writes what they found.
 
-Run as a script: ``callbacks.py STRATEGY PROCESSES OUT``, with ``ddp`` or ``fsdp2``.
+Arguments: ``STRATEGY PROCESSES OUT``, with ``ddp`` or ``fsdp2``.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,5 +97,5 @@ def main(strategy: str, processes: int, out: Path) -> None:
         out.write_text(json.dumps(metrics))
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+def run(arguments: list[str]) -> None:
+    main(arguments[0], int(arguments[1]), Path(arguments[2]))

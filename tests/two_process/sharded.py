@@ -1,7 +1,7 @@
 """Three optimiser steps under a strategy; process zero saves losses and whole weights, and a checkpoint.
 
-Run as a script: ``sharded.py ALGORITHM STRATEGY PROCESSES OUT [CHECKPOINT]``, the strategy being ``auto``,
-``ddp`` or ``fsdp2``.
+Arguments: ``ALGORITHM STRATEGY PROCESSES OUT [CHECKPOINT]``, the strategy being ``auto``,
+``ddp``, ``lightning`` (its ModelParallelStrategy, one file) or ``fsdp2`` (ours, a directory).
 """
 
 import sys
@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 from lit_align import DPO, SFT, RewardModel
 from lit_align.algorithms.base import AlignModule
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.callbacks import NanGuard
+from lit_align.callbacks import ExportHF, NanGuard
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig
 from lit_align.models.critic import build_actor_critic, build_critic
 from lit_align.models.value_head import ValueHeadConfig
 from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
+from lit_align.runtime.sharded_strategy import ShardedStrategy
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import AdapterOff, FrozenCopy
@@ -84,12 +85,12 @@ MODULES = {
     "critic": lambda: Valued(dict(POLICY), "own"),
     "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
-    "sft_lora": lambda: SFT(LORA, lr=0.03),
+    "sft_lora": lambda: SFT(LORA, lr=0.003),
     "reward": lambda: RewardModel(dict(POLICY), lr=0.03),
-    "reward_lora": lambda: RewardModel(LORA, lr=0.03),
+    "reward_lora": lambda: RewardModel(LORA, lr=0.003),
     "dpo_copy": lambda: DPO(dict(POLICY), reference=FrozenCopy(), lr=0.03),
-    "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.03),
-    "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.03),
+    "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.003),
+    "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.003),
 }
 
 
@@ -121,13 +122,16 @@ class Keep(L.Callback):
 def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: str | None) -> None:
     torch.set_num_threads(1)
     chosen: Any = strategy
+    first = 0 if checkpoint is None else int(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     if strategy == "fsdp2":
+        chosen = ShardedStrategy(processes)
+    if strategy == "lightning":
         chosen = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
         strategy=chosen,
-        max_steps=STEPS if checkpoint is None else 2 * STEPS,
+        max_steps=first + STEPS,
         log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
@@ -137,22 +141,21 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Keep(out), NanGuard()],
+        callbacks=[Keep(out), NanGuard(), ExportHF(out.with_suffix(""))],
     )
     share = 8 // processes
     rank = trainer.global_rank
-    batches = [pairs(8 * (STEPS * 2)).select(range(8 * s, 8 * s + 8)) for s in range(STEPS * 2)]
+    everything = pairs(8 * (first + STEPS))
+    batches = [everything.select(range(8 * s, 8 * s + 8)) for s in range(first, first + STEPS)]
     mine = [batch.select(range(rank * share, (rank + 1) * share)) for batch in batches]
     module = MODULES[algorithm]()
     # SGD, whose step is as exact as the gradient; Adam's blows rounding up where gradients are small.
     module.optim = OptimConfig(name="torch.optim.SGD", schedule="constant", extra={"momentum": 0.9})
-    loader = DataLoader(mine if checkpoint is None else mine[STEPS:], batch_size=None)  # type: ignore[arg-type]
+    loader = DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    if checkpoint is None:
-        trainer.save_checkpoint(out.with_suffix(".ckpt"))
+    trainer.save_checkpoint(out.with_suffix(".ckpt"))
 
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
+def run(arguments: list[str]) -> None:
     checkpoint = arguments[4] if len(arguments) > 4 else None
     main(arguments[0], arguments[1], int(arguments[2]), Path(arguments[3]), checkpoint)

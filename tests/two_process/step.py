@@ -1,9 +1,8 @@
 """One optimiser step of an algorithm on a given number of processes; rank 0 saves gradients and metrics.
 
-Run as a script: ``step.py ALGORITHM PROCESSES ACCUMULATION OUT``.
+Arguments: ``ALGORITHM PROCESSES ACCUMULATION OUT``.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,14 @@ POLICY = {
     },
     "seed": 1,
 }
+LORA = {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
 MODULES = {
     "sft": lambda: SFT(dict(POLICY)),
     "reward": lambda: RewardModel(dict(POLICY), center_rewards_coefficient=0.1),
     "dpo": lambda: DPO(dict(POLICY), loss={"sigmoid": 1.0, "sft": 0.5}),
-    "dpo_lora": lambda: DPO(POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}),
+    "sft_lora": lambda: SFT(POLICY | LORA),
+    "reward_lora": lambda: RewardModel(POLICY | LORA, center_rewards_coefficient=0.1),
+    "dpo_lora": lambda: DPO(POLICY | LORA),
 }
 
 
@@ -83,5 +85,5 @@ def main(algorithm: str, processes: int, accumulation: int, out: str) -> None:
     trainer.fit(MODULES[algorithm](), DataLoader(parts, batch_size=None))  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+def run(arguments: list[str]) -> None:
+    main(arguments[0], int(arguments[1]), int(arguments[2]), arguments[3])

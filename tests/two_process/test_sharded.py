@@ -1,26 +1,33 @@
 """FSDP2 over two gloo processes gives the losses and the weights of one process."""
 
-import os
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("sharded.py")
+from lit_align.runtime.manifest import fault, manifest_path
 
 
-def run(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: Path | None = None) -> dict:
-    command = [sys.executable, str(SCRIPT), algorithm, strategy, str(processes), str(out)]
-    command += [str(checkpoint)] if checkpoint else []
-    # Rank 0 starts the other process by itself and must not think that it was started by someone.
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "LOCAL_RANK", "WORLD", "MASTER"))
-    }
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
+@pytest.fixture
+def run(forked, tmp_path) -> Callable[..., dict[str, Any]]:
+    def one(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: Path | None = None) -> Any:
+        forked(
+            "sharded",
+            processes,
+            tmp_path,
+            algorithm,
+            strategy,
+            processes,
+            out,
+            *[checkpoint][: bool(checkpoint)],
+        )
+        return torch.load(out, weights_only=True)
+
+    return one
 
 
 def assert_equal(one: dict, two: dict) -> None:
@@ -47,7 +54,7 @@ def assert_equal(one: dict, two: dict) -> None:
         "value_adapter",
     ],
 )
-def test_sharded_equals_one_process(algorithm, tmp_path):
+def test_sharded_equals_one_process(algorithm, run, tmp_path):
     one = run(algorithm, "auto", 1, tmp_path / "one.pt")
     two = run(algorithm, "fsdp2", 2, tmp_path / "two.pt")
     assert one["shards"] == 0
@@ -55,16 +62,59 @@ def test_sharded_equals_one_process(algorithm, tmp_path):
     # It learns, so that equal is not equal to nothing.
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-5)
     assert_equal(one, two)
+    # What each of them exported at its end.
+    files = sorted(path.name for path in (tmp_path / "one").glob("*.safetensors"))
+    assert files
+    for name in files:
+        whole, gathered = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
+        assert whole.keys() == gathered.keys()
+        assert all(float((t - gathered[key]).abs().max()) <= 1e-6 for key, t in whole.items())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sft", "dpo_lora_off"])
-def test_a_sharded_run_goes_on_with_any_strategy(algorithm, tmp_path):
+def test_lightning_s_own_strategy_gives_the_same(run, tmp_path):
+    one = run("sft", "auto", 1, tmp_path / "one.pt")
+    assert_equal(one, run("sft", "lightning", 2, tmp_path / "two.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft", "reward_lora", "dpo_copy"])
+def test_a_sharded_run_goes_on_with_any_strategy(algorithm, run, tmp_path):
     run(algorithm, "fsdp2", 2, tmp_path / "first.pt")
     checkpoint = tmp_path / "first.ckpt"
+    assert (checkpoint / "index.json").is_file()
+    assert fault(checkpoint) is None
     sharded = run(algorithm, "fsdp2", 2, tmp_path / "sharded.pt", checkpoint)
     ddp = run(algorithm, "ddp", 2, tmp_path / "ddp.pt", checkpoint)
     alone = run(algorithm, "auto", 1, tmp_path / "alone.pt", checkpoint)
     assert len(alone["losses"]) == 3
     assert_equal(alone, sharded)
     assert_equal(alone, ddp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft_lora", "dpo_lora_off"])
+def test_two_processes_to_one_to_two(algorithm, run, tmp_path):
+    """FSDP2 in two processes, then one process, then FSDP2 again: as one process throughout."""
+    run(algorithm, "fsdp2", 2, tmp_path / "a.pt")
+    run(algorithm, "auto", 1, tmp_path / "b.pt", tmp_path / "a.ckpt")
+    two = run(algorithm, "fsdp2", 2, tmp_path / "c.pt", tmp_path / "b.ckpt")
+    run(algorithm, "auto", 1, tmp_path / "d.pt")
+    run(algorithm, "auto", 1, tmp_path / "e.pt", tmp_path / "d.ckpt")
+    one = run(algorithm, "auto", 1, tmp_path / "f.pt", tmp_path / "e.ckpt")
+    assert len(two["losses"]) == 3
+    assert_equal(one, two)
+
+
+@pytest.mark.slow
+def test_a_damaged_sharded_checkpoint_is_passed_over(run, tmp_path):
+    whole = run("sft", "fsdp2", 2, tmp_path / "first.pt")
+    good, bad = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    shutil.copytree(good, bad)
+    shutil.copy(manifest_path(good), manifest_path(bad))
+    manifest_path(bad).write_text(manifest_path(bad).read_text().replace("first.ckpt", "second.ckpt"))
+    part = bad / "part-00001.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    rest = run("sft", "fsdp2", 2, tmp_path / "rest.pt", bad)
+    assert rest["losses"] != whole["losses"]
+    assert_equal(run("sft", "auto", 1, tmp_path / "alone.pt", good), rest)
