@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest
 from lit_align.models.value_head import ValueHead
 from lit_align.outputs import LossOutput
+from lit_align.scoring.early_backward import early_backward
 from lit_align.scoring.policy import Layout, Policy, Scorer
 
 
@@ -42,13 +43,16 @@ class Critic(Scorer):
 
         Args:
             batch: the forest.
-            loss: a function of the values and the forest.
+            loss: a function of the values and the forest. Its gradients are made at once: called before the
+                policy, the activations of both are never in memory together.
 
         Returns:
             Float32 values, 0 where a token weighs nothing; or what ``loss`` returns.
         """
-        values = read_values(self, self.value_head, batch)
-        return values if loss is None else loss(values, batch)
+        if loss is None:
+            return read_values(self, self.value_head, batch)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return early_backward(lambda: loss(read_values(self, self.value_head, batch), batch), trained)
 
 
 class ActorCritic(Policy):

@@ -23,6 +23,7 @@ from lit_align.scoring.adapters import (
     recomputing_with,
 )
 from lit_align.scoring.critic import read_values
+from lit_align.scoring.early_backward import early_backward
 from lit_align.scoring.policy import Policy
 
 
@@ -107,9 +108,15 @@ class ValueAdapter(nn.Module):
 
         Args:
             batch: the forest.
-            loss: a function of the values and the forest.
+            loss: a function of the values and the forest. Its gradients are made at once, as a critic's are.
         """
+        if loss is None:
+            return self._values(batch)
+        adapter = [p for p in adapter_tensors(self.model, self.adapter).values() if p.requires_grad]
+        trained = [*adapter, *(p for p in self.value_head.parameters() if p.requires_grad)]
+        return early_backward(lambda: loss(self._values(batch), batch), trained)
+
+    def _values(self, batch: Forest) -> Tensor:
         (policy,) = self._policy
         with adapter_lent(policy.model, self.adapter):
-            values = read_values(policy, self.value_head, batch)
-        return values if loss is None else loss(values, batch)
+            return read_values(policy, self.value_head, batch)
