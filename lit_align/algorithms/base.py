@@ -14,6 +14,8 @@ from lit_align.algorithms.metrics import average
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
+from lit_align.models.sharding import shard
+from lit_align.models.skeleton import FromZero, skeleton
 from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
@@ -121,19 +123,24 @@ class AlignModule(L.LightningModule, ABC):
         """Build the weights, where the strategy wants them; called again it does nothing."""
         if self.policy is not None:
             return
-        # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
-        self.policy = self.build(self._given[0]).train(self.training)
-        if self.has_tokenizer:
-            from lit_align.models.tokenizers import check_tokenizer
+        mesh = self.device_mesh
+        # Only process zero builds weights; the others get their pieces of it.
+        spread = mesh is not None and self.model_config is not None and self.trainer.world_size > 1
+        with skeleton(spread and self.global_rank != 0):
+            # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
+            self.policy = self.build(self._given[0]).train(self.training)
+            if self.has_tokenizer:
+                from lit_align.models.tokenizers import check_tokenizer
 
-            check_tokenizer(self.tokenizer, self.policy.model)
-        self.attach()
-        if self.device_mesh is not None:
-            from lit_align.models.sharding import shard
-
+                check_tokenizer(self.tokenizer, self.policy.model)
+            self.attach()
+        if mesh is not None:
+            weights = FromZero(self, self.trainer.strategy.root_device) if spread else None
             # Last, because what is made from the policy is made from whole weights.
             for scorer in [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]:
-                shard(scorer, self.device_mesh["data_parallel"])
+                shard(scorer, mesh["data_parallel"])
+            if weights is not None:
+                weights.fill()
 
     def attach(self) -> None:
         """Make what stands beside the policy and is made from it (a reference); called once."""

@@ -11,6 +11,7 @@ from lit_align.models.loading import quiet_loading
 from lit_align.models.lora import add_adapters
 from lit_align.models.quantization import keep_differentiable, quantization_arguments, refuse_in_memory
 from lit_align.models.seeding import seeded
+from lit_align.models.skeleton import in_skeleton
 from lit_align.models.sources import check_loaded, locate
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,12 @@ def _build(
         config = ModelConfig.coerce(policy)
         # An adapter brings its head along.
         may_lack = fresh_head or config.adapter is not None
-        if config.random_weights:
+        if config.quantization is not None and in_skeleton():
+            raise ValueError(
+                "quantised weights cannot be sharded: leave quantization out, or use the ddp strategy"
+            )
+        # Without weights there is nothing to load.
+        if config.random_weights or in_skeleton():
             model = _random(auto, config, heads)
         else:
             model = _load(auto, config, heads, may_lack)

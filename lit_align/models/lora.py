@@ -7,6 +7,7 @@ from torch import nn
 
 from lit_align.models.config import LoraConfig, ModelConfig, nearest
 from lit_align.models.seeding import seeded
+from lit_align.models.skeleton import in_skeleton
 from lit_align.models.sources import resolve
 
 
@@ -45,6 +46,10 @@ def peft_config(lora: LoraConfig, task: str) -> Any:
         if name not in known:
             hint = nearest(name, known)
             raise ValueError(f"lora.extra: peft.LoraConfig has no argument {name!r}{hint}")
+    extra = lora.extra
+    if in_skeleton() and extra.get("init_lora_weights", True) is not False:
+        # Some ways to begin look at the base's weights, which process zero has.
+        extra = {**extra, "init_lora_weights": True}
     return peft.LoraConfig(
         task_type=task,
         r=lora.r,
@@ -55,7 +60,7 @@ def peft_config(lora: LoraConfig, task: str) -> Any:
         use_rslora=lora.rslora,
         modules_to_save=list(lora.modules_to_save) if lora.modules_to_save else None,
         bias=lora.bias,
-        **lora.extra,
+        **extra,
     )
 
 

@@ -24,7 +24,9 @@ def install(model: nn.Module) -> None:
     layers: list[Any] = [module for module in model.modules() if _is(module, "DecoderLayer")]
     for module in list(model.modules()):
         kind: Any = type(module)
-        form = _fast_form(module, last=bool(layers) and module is layers[-1])
+        # Asking takes numbers, also where models are made without any.
+        with torch.device("cpu"):
+            form = _fast_form(module, last=bool(layers) and module is layers[-1])
         if form is not None:
             module.__class__ = _faster(kind, form)
     if layers:
