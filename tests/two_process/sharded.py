@@ -18,6 +18,7 @@ from lit_align import DPO, SFT, RewardModel
 from lit_align.algorithms.base import AlignModule
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.callbacks import ExportHF, NanGuard
+from lit_align.models import build
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig
 from lit_align.models.critic import build_actor_critic, build_critic
@@ -27,7 +28,7 @@ from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.sharded_strategy import ShardedStrategy
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.policy import Policy
-from lit_align.scoring.references import AdapterOff, FrozenCopy
+from lit_align.scoring.references import AdapterOff, FromPath, FrozenCopy
 from lit_align.scoring.value_adapter import ValueAdapter
 
 # The doctest collector imports scripts too, from elsewhere.
@@ -94,9 +95,58 @@ MODULES = {
 }
 
 
+#: Models that are loaded, or adapted in ways that look at the weights.
+LOADED = {"path": "lit-align/tiny"}
+MODULES |= {
+    "loaded": lambda: SFT(dict(LOADED), lr=0.003),
+    "loaded_reward_lora": lambda: RewardModel(LOADED | {"lora": {"r": 2}}, lr=0.003),
+    "loaded_pissa": lambda: SFT(
+        LOADED | {"lora": {"r": 2, "extra": {"init_lora_weights": "pissa"}}}, lr=0.003
+    ),
+    "loaded_reference": lambda: DPO(dict(LOADED), reference=FromPath("lit-align/tiny"), lr=0.003),
+}
+
+
+class Built(L.Callback):
+    """On which device each process built its models, and whether all ended with the same buffers."""
+
+    def __init__(self) -> None:
+        self.devices: list[str] = []
+        self.everywhere: list[list[str]] = []
+        self.buffers = 0
+        for name in ("_random", "_load"):
+            # The script may run many times in one process.
+            inner = getattr(getattr(build, name), "inner", getattr(build, name))
+
+            def noting(*arguments: Any, inner: Any = inner) -> Any:
+                model = inner(*arguments)
+                self.devices.append(next(model.parameters()).device.type)
+                return model
+
+            noting.inner = inner  # type: ignore[attr-defined]
+            setattr(build, name, noting)
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.everywhere = _gather(self.devices)
+        own = dict(module.named_buffers())
+        for name, buffer in own.items():
+            first = _gather(buffer)[0]
+            assert torch.equal(first, buffer), name
+        self.buffers = sum("inv_freq" in name for name in own)
+
+
+def _gather(value: Any) -> list[Any]:
+    if not torch.distributed.is_initialized():
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 class Keep(L.Callback):
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, built: Built) -> None:
         self.out = out
+        self.built = built
         self.losses: list[float] = []
         self.shards = 0
 
@@ -116,11 +166,14 @@ class Keep(L.Callback):
         }
         # All processes gather; the first writes.
         if trainer.is_global_zero:
-            torch.save({"weights": whole, "losses": self.losses, "shards": self.shards}, self.out)
+            found = {"weights": whole, "losses": self.losses, "shards": self.shards}
+            found |= {"built": self.built.everywhere, "frequencies": self.built.buffers}
+            torch.save(found, self.out)
 
 
 def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: str | None) -> None:
     torch.set_num_threads(1)
+    built = Built()
     chosen: Any = strategy
     first = 0 if checkpoint is None else int(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     if strategy == "fsdp2":
@@ -141,7 +194,7 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Keep(out), NanGuard(), ExportHF(out.with_suffix(""))],
+        callbacks=[built, Keep(out, built), NanGuard(), ExportHF(out.with_suffix(""))],
     )
     share = 8 // processes
     rank = trainer.global_rank

@@ -72,6 +72,19 @@ def test_sharded_equals_one_process(algorithm, run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["loaded", "loaded_reward_lora", "loaded_pissa", "loaded_reference"])
+def test_only_process_zero_builds_weights(algorithm, run, tmp_path):
+    one = run(algorithm, "auto", 1, tmp_path / "one.pt")
+    two = run(algorithm, "fsdp2", 2, tmp_path / "two.pt")
+    models = len(one["built"][0])
+    assert one["built"] == [["cpu"] * models]
+    assert two["built"] == [["cpu"] * models, ["meta"] * models]
+    # What no checkpoint has is the same on all processes too.
+    assert two["frequencies"] == one["frequencies"] > 0
+    assert_equal(one, two)
+
+
+@pytest.mark.slow
 def test_lightning_s_own_strategy_gives_the_same(run, tmp_path):
     one = run("sft", "auto", 1, tmp_path / "one.pt")
     assert_equal(one, run("sft", "lightning", 2, tmp_path / "two.pt"))
