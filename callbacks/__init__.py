@@ -5,11 +5,13 @@ from lit_align.callbacks.export_hf import ExportHF as ExportHF
 from lit_align.callbacks.generation_samples import GenerationSamples as GenerationSamples
 from lit_align.callbacks.kl_tracker import KLTracker as KLTracker
 from lit_align.callbacks.merge_adapters import MergeAdapters as MergeAdapters
+from lit_align.callbacks.merge_models import MergeModels as MergeModels
 from lit_align.callbacks.nan_guard import NanGuard as NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.preemption import Preemption as Preemption
 from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
 from lit_align.callbacks.sentinel import Sentinel as Sentinel
+from lit_align.callbacks.sync_reference import SyncReference as SyncReference
 from lit_align.callbacks.throughput import Throughput as Throughput
 from lit_align.callbacks.weight_average import WeightAverage as WeightAverage
 
@@ -19,11 +21,13 @@ __all__ = [
     "GenerationSamples",
     "KLTracker",
     "MergeAdapters",
+    "MergeModels",
     "NanGuard",
     "PredictionWriter",
     "Preemption",
     "ProgressLines",
     "Sentinel",
+    "SyncReference",
     "Throughput",
     "WeightAverage",
 ]

@@ -10,7 +10,7 @@ from lit_align.callbacks.reporting import log_table
 from lit_align.callbacks.sample_file import SampleFile
 from lit_align.callbacks.sample_table import COLUMNS, Sample, render, table
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generate import generate_text
 
@@ -134,14 +134,19 @@ class GenerationSamples(L.Callback):
             if not hasattr(self._model, "generate"):
                 raise ValueError(f"GenerationSamples: {type(self._model).__name__} does not generate text")
             self._tokenizer = find_tokenizer(pl_module, self._tokenizer_name, trainer.datamodule)
-        mine: list[Sample] = []
-        place = (trainer.global_rank, trainer.world_size)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            for rows, counts in my_chunks(len(self._prompts), self.batch_size, *place):
-                found = [sample for mode in self._modes() for sample in self._complete(rows, mode)]
-                mine += found if counts else []
+            mine = run_inside(
+                pl_module, self._model, lambda: self._share(trainer.global_rank, trainer.world_size)
+            )
         return sorted(gather(trainer, mine))
+
+    def _share(self, rank: int, world: int) -> list[Sample]:
+        mine: list[Sample] = []
+        for rows, counts in my_chunks(len(self._prompts), self.batch_size, rank, world):
+            found = [sample for mode in self._modes() for sample in self._complete(rows, mode)]
+            mine += found if counts else []
+        return mine
 
     def _modes(self) -> tuple[str, ...]:
         return ("greedy", "sampled") if self.temperature else ("greedy",)

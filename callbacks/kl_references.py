@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_align.batches import Forest
+from lit_align.callbacks.sharding import is_sharded
+from lit_align.callbacks.whole_model import sharded_copy
 from lit_align.functional import kl
 from lit_align.functional.logprobs import target_logps
 from lit_align.scoring.adapters import adapter_off, evaluating
@@ -70,8 +72,8 @@ class OtherModel(KLReference):
 
     @classmethod
     def copy_of(cls, model: Any) -> "OtherModel":
-        """The weights as they are now."""
-        return cls(copy.deepcopy(model))
+        """The weights as they are now; of a sharded model in shards, too. Collective where it is sharded."""
+        return cls(sharded_copy(model) if is_sharded(model) else copy.deepcopy(model))
 
     @classmethod
     def from_path(cls, path: str) -> "OtherModel":

@@ -14,7 +14,7 @@ from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adap
 from lit_align.callbacks.prompts import Row, encode_rows, forest_of, read_rows, sample_rows
 from lit_align.callbacks.reporting import log_histogram, log_now
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
 from lit_align.callbacks.sharing import gather, my_chunks
 
 
@@ -141,9 +141,14 @@ class KLTracker(L.Callback):
         reference.logps |= self._restored
         if reference.logps:
             return
-        with trainer.precision_plugin.forward_context():
+
+        def remember() -> None:
             for rows, _ in self._chunks(trainer):
                 reference.remember(self._model, self._forest(rows, pl_module.device), rows)
+
+        # Hooks run outside of the precision that steps run in.
+        with trainer.precision_plugin.forward_context():
+            run_inside(pl_module, self._model, remember)
         # Any process may be given any rows when the run is resumed with another number of them.
         reference.logps = dict(gather(trainer, list(reference.logps.items())))
 
@@ -194,19 +199,22 @@ class KLTracker(L.Callback):
 
     def _measure(self, trainer: Any, pl_module: Any, tally: Tally, batch: Any) -> None:
         assert self._reference is not None
-        # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            if self._rows is None:
-                forest = forest_of(batch, "KLTracker")
-                if forest.num_tokens:
-                    values = self._reference.divergences(self._model, forest)
-                    tally.add(values, _sequences(forest))
-                return
-            for rows, counts in self._chunks(trainer):
-                forest = self._forest(rows, pl_module.device)
-                values = self._reference.divergences(self._model, forest, rows)
-                if counts:
-                    tally.add(values, _sequences(forest))
+            run_inside(pl_module, self._model, lambda: self._add(trainer, pl_module, tally, batch))
+
+    def _add(self, trainer: Any, pl_module: Any, tally: Tally, batch: Any) -> None:
+        assert self._reference is not None
+        if self._rows is None:
+            forest = forest_of(batch, "KLTracker")
+            if forest.num_tokens:
+                values = self._reference.divergences(self._model, forest)
+                tally.add(values, _sequences(forest))
+            return
+        for rows, counts in self._chunks(trainer):
+            forest = self._forest(rows, pl_module.device)
+            values = self._reference.divergences(self._model, forest, rows)
+            if counts:
+                tally.add(values, _sequences(forest))
 
     def _chunks(self, trainer: Any) -> list[tuple[range, bool]]:
         assert self._rows is not None

@@ -1,16 +1,16 @@
 """A model with its adapters worked in, as an ordinary Hugging Face directory."""
 
-import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from lit_align.callbacks.adapter_mixing import Combination, check_mix, mixed_adapter
-from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adapted
+from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none, is_adapted
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_sharded
+from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.whole_model import whole_model
 from lit_align.models.export import save_pretrained_dir
 
 
@@ -18,7 +18,8 @@ class MergeAdapters(L.Callback):
     """Write base and LoRA as one model, at the end of ``fit`` or every so many steps.
 
     Works with any module that holds a model of peft. The model in training is not touched; a quantised base
-    is loaded again in full precision. The directory loads with ``AutoModelForCausalLM.from_pretrained``.
+    is loaded again in full precision; a sharded one is put together on the host of process zero. The
+    directory loads with ``AutoModelForCausalLM.from_pretrained``.
 
     Args:
         directory: ``merged`` in the trainer's directory by default. With ``every_n_steps`` each model gets a
@@ -56,7 +57,7 @@ class MergeAdapters(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fail before training rather than after it where there is nothing to merge."""
-        refuse_sharded(trainer, "MergeAdapters")
+        refuse_fsdp1(trainer, "MergeAdapters")
         self._model(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -77,16 +78,17 @@ class MergeAdapters(L.Callback):
 
     def _write(self, trainer: Any, pl_module: Any) -> None:
         self._last = trainer.global_step
+        model = whole_model(self._model(pl_module), keep=trainer.is_global_zero)
         if trainer.is_global_zero:
             path = Path(self.directory or Path(trainer.default_root_dir) / "merged").expanduser()
             if self._schedule.every_n_steps is not None:
                 path /= f"step_{trainer.global_step:06d}"
-            model = self._model(pl_module)
-            mix = nullcontext()
+            mix: AbstractContextManager[None] = nullcontext()
             if self.adapters is not None:
-                mix = mixed_adapter(model, self.adapters, self.combination, self.density)  # type: ignore[assignment]
+                mix = mixed_adapter(model, self.adapters, self.combination, self.density)
+            tokenizer = find_tokenizer_or_none(pl_module, self._tokenizer_name, trainer.datamodule)
             with mix:
-                save_pretrained_dir(model, self._tokenizer(trainer, pl_module), path, merge=True)
+                save_pretrained_dir(model, tokenizer, path, merge=True)
         trainer.strategy.barrier("merge")
 
     def _model(self, pl_module: Any) -> Any:
@@ -96,12 +98,3 @@ class MergeAdapters(L.Callback):
                 f"MergeAdapters: {type(model).__name__} has no adapters; ExportHF writes it as it is"
             )
         return model
-
-    def _tokenizer(self, trainer: Any, pl_module: Any) -> Any:
-        try:
-            return find_tokenizer(pl_module, self._tokenizer_name, trainer.datamodule)
-        except ValueError as error:
-            if self._tokenizer_name is not None:
-                raise
-            warnings.warn(f"MergeAdapters writes the model alone: {error}", stacklevel=2)
-            return None

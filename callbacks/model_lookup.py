@@ -1,5 +1,6 @@
 """The model of transformers, and its tokenizer, inside anyone's LightningModule."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -86,6 +87,17 @@ def find_tokenizer(
         f"no tokenizer: {type(module).__name__} has none as {', '.join(names)}. Give tokenizer= the "
         "attribute that holds it"
     )
+
+
+def find_tokenizer_or_none(module: Any, name: str | None, datamodule: Any) -> Any:
+    """The tokenizer to write beside a model; ``None``, with a warning, where there is none."""
+    try:
+        return find_tokenizer(module, name, datamodule)
+    except ValueError as error:
+        if name is not None:
+            raise
+        warnings.warn(f"the model is written without a tokenizer: {error}", stacklevel=2)
+        return None
 
 
 def models_in(module: nn.Module) -> dict[str, Any]:

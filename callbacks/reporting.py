@@ -25,12 +25,17 @@ def log_now(trainer: Any, metrics: Mapping[str, float]) -> None:
 
 
 def log_histogram(trainer: Any, name: str, values: Tensor) -> None:
-    """A histogram, where a logger knows them (TensorBoard)."""
+    """A histogram, where a logger knows them: TensorBoard and W&B; CSV and MLflow have no place."""
     if not trainer.is_global_zero or not values.numel():
         return
+    values = values.float().cpu()
     for logger in trainer.loggers:
         if hasattr(logger.experiment, "add_histogram"):
-            logger.experiment.add_histogram(name, values.float().cpu(), step_of(trainer))
+            logger.experiment.add_histogram(name, values, step_of(trainer))
+        elif type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            logger.log_metrics({name: wandb.Histogram(values.tolist())}, step=step_of(trainer))
 
 
 def log_table(trainer: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

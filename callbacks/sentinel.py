@@ -12,7 +12,9 @@ from lit_align.batches import Forest
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer
 from lit_align.callbacks.prompts import read_rows
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sentinel_checks import CHECKS, Seen
+from lit_align.callbacks.sentinel_check import Seen
+from lit_align.callbacks.sentinel_checks import CHECKS
+from lit_align.callbacks.sharding import run_inside
 from lit_align.callbacks.sharing import gather
 from lit_align.rollouts.generate import generate_text
 
@@ -23,7 +25,8 @@ class Sentinel(L.Callback):
     Looks at what is there anyway: the loss, the batch, the gradients, and the metrics that were logged,
     under TRL's names (``entropy``, ``rewards/...``, ``kl/...``, ``completions/mean_length``) with or
     without ``train/`` before them. Steps in between cost nothing. Each check is told once. The checks, with
-    the source of each threshold, are in :mod:`lit_align.callbacks.sentinel_checks`.
+    the source of each threshold, are in :mod:`lit_align.callbacks.sentinel_checks` and
+    :mod:`lit_align.callbacks.sentinel_rewards`.
 
     Args:
         every_n_steps: optimiser steps between two looks; by default the trainer's ``log_every_n_steps``.
@@ -32,6 +35,9 @@ class Sentinel(L.Callback):
         prompts: texts or conversations that are completed at each validation, for the checks of length and
             repetition; see :func:`lit_align.callbacks.prompts.read_rows`.
         max_new_tokens: longest completion of them.
+        reward: metric of the reward that is trained on.
+        held_out: metric of one that is not; by default the same on the validation prompts. The two are
+            compared whenever the second is new.
         model: attribute that holds the model, see :func:`lit_align.callbacks.model_lookup.find_model`.
         tokenizer: attribute that holds the tokenizer.
     """
@@ -43,6 +49,8 @@ class Sentinel(L.Callback):
         without: Sequence[str] = (),
         prompts: list[Any] | str | None = None,
         max_new_tokens: int = 64,
+        reward: str = "train/reward",
+        held_out: str = "val/reward",
         model: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
@@ -54,6 +62,7 @@ class Sentinel(L.Callback):
         #: Messages so far, by the name of the check.
         self.messages: dict[str, str] = {}
         self.max_new_tokens = max_new_tokens
+        self.reward, self.held_out = reward, held_out
         self._prompts = [row.prompt for row in read_rows(prompts, "Sentinel")] if prompts is not None else []
         self._schedule = Schedule(every_n_steps, "Sentinel")
         self._model_name, self._tokenizer_name = model, tokenizer
@@ -84,12 +93,15 @@ class Sentinel(L.Callback):
         """Look where it is time."""
         if not self._schedule.is_due(trainer):
             return
+        metrics = self._fresh(trainer)
+        new = bool(metrics) and not self._of_validation
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         seen = Seen(
             loss=float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None,
             learned=_learned(batch),
-            metrics=self._fresh(trainer),
+            metrics=metrics,
             grad_norm=self._grad_norm,
+            held_out=self._rewards(trainer) if new else None,
         )
         self._grad_norm = None
         self._look(trainer, seen)
@@ -103,11 +115,22 @@ class Sentinel(L.Callback):
         tokenizer = find_tokenizer(pl_module, self._tokenizer_name, datamodule)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            texts = generate_text(
-                model, tokenizer, self._prompts, max_new_tokens=self.max_new_tokens, temperature=0.0
+            texts = run_inside(
+                pl_module,
+                model,
+                lambda: generate_text(
+                    model, tokenizer, self._prompts, max_new_tokens=self.max_new_tokens, temperature=0.0
+                ),
             )
         ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
         self._look(trainer, Seen(texts=ids))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare the rewards of training and validation, which are logged by now."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._of_validation:
+            return
+        if (pair := self._rewards(trainer)) is not None:
+            self._look(trainer, Seen(held_out=pair))
 
     def state_dict(self) -> dict[str, Any]:
         """What the checks remember, and what was told."""
@@ -131,6 +154,16 @@ class Sentinel(L.Callback):
             warnings.warn(f"{place}: {message}{ending}", stacklevel=2)
         if fresh and self.stop:
             trainer.should_stop = True
+
+    @property
+    def _of_validation(self) -> bool:
+        return self.held_out.startswith("val")
+
+    def _rewards(self, trainer: Any) -> tuple[float, float] | None:
+        logged = trainer.callback_metrics
+        if self.reward not in logged or self.held_out not in logged:
+            return None
+        return float(logged[self.reward]), float(logged[self.held_out])
 
     def _fresh(self, trainer: Any) -> dict[str, float]:
         """Metrics of training; none where all are as they were: then nothing was logged since."""

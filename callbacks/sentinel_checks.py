@@ -1,51 +1,17 @@
-"""What ruins runs in silence, each as a check of numbers that a run has anyway.
-
-A check sees one `Seen` at a time and answers with a message or with nothing. A message says what was found,
-and what to look at. ``source`` says where the threshold comes from.
-"""
+"""What ruins runs in silence, each as a check of numbers that a run has anyway."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What one look at a run finds; ``None`` where this look has no such number.
-
-    Attributes:
-        loss: of the last micro-batch.
-        learned: tokens of the last micro-batch that weigh something in the loss.
-        metrics: of training, by their names without the stage; empty where none was logged since.
-        grad_norm: over all trained weights, before clipping.
-        texts: token ids of completions of fixed prompts.
-    """
-
-    loss: float | None = None
-    learned: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    grad_norm: float | None = None
-    texts: Sequence[Sequence[int]] | None = None
-
-
-class Check(ABC):
-    """One thing to look out for. What it remembers is a list of numbers."""
-
-    name: str
-    source: str
-
-    def __init__(self) -> None:
-        self.memory: list[float] = []
-
-    @abstractmethod
-    def look(self, seen: Seen) -> str | None:
-        """A message where something is wrong."""
-
-    def _in_a_row(self, wrong: bool, times: int) -> bool:
-        self.memory = [*self.memory, 1.0] if wrong else []
-        return len(self.memory) >= times
+from lit_align.callbacks.sentinel_check import Check, Seen
+from lit_align.callbacks.sentinel_rewards import (
+    ConstantRewards,
+    GroupsWithoutSpread,
+    HeldOutReward,
+    KLRange,
+    RatioAtStart,
+)
 
 
 class ZeroLoss(Check):
@@ -95,73 +61,6 @@ class NotFinite(Check):
         )
 
 
-class ConstantRewards(Check):
-    """Rewards that are the same to the last bit, five looks in a row."""
-
-    name = "constant_rewards"
-    source = "means of rewards of other texts differ in their last bits, unless the reward ignores the text"
-
-    def look(self, seen: Seen) -> str | None:
-        """Every reward as it was."""
-        rewards = [v for k, v in sorted(seen.metrics.items()) if "reward" in k and not _is_share(k)]
-        if not rewards:
-            return None
-        same = self.memory[1:] == rewards
-        self.memory = [self.memory[0] + 1 if same else 1.0, *rewards]
-        if self.memory[0] < 5:
-            return None
-        return (
-            f"the rewards have not changed ({rewards[0]:g}). Look at what the reward is given, and at what "
-            "it answers to a good and to a bad text; are any weights trained at all?"
-        )
-
-
-class GroupsWithoutSpread(Check):
-    """All groups have equal rewards, three looks in a row."""
-
-    name = "groups_without_spread"
-    source = "an advantage within a group of equal rewards is 0 (DAPO, arXiv 2503.14476, section 3.2)"
-
-    def look(self, seen: Seen) -> str | None:
-        """TRL's ``frac_reward_zero_std``."""
-        share = _named(seen, "frac_reward_zero_std")
-        if share is None or not self._in_a_row(share >= 1, 3):
-            return None
-        return (
-            "no group has two different rewards, so there is nothing to learn. Look at the tasks: all "
-            "solved, or all too hard? A higher temperature or more completions per prompt spread them"
-        )
-
-
-class KLRange(Check):
-    """A KL divergence per token that is large, or an estimate that is far below zero."""
-
-    name = "kl_range"
-    source = (
-        "below -1: TRL's warning, since samples of the policy cannot give it; above 1 nat per token: our own "
-        "choice, where the reference finds each token e times less likely"
-    )
-
-    def look(self, seen: Seen) -> str | None:
-        """Per-token metrics only: sums over sequences grow with their length."""
-        for name in ("kl/full", "kl/k3", "kl"):
-            value = seen.metrics.get(name)
-            if value is not None and value > 1:
-                return (
-                    f"{name} is {value:.3g} nats per token. Read samples; a lower learning rate or a larger "
-                    "beta holds the policy nearer to its reference"
-                )
-        low = {k: v for k, v in seen.metrics.items() if (k == "kl" or k.startswith("kl/")) and v < -1}
-        low |= {k: v for k, v in seen.metrics.items() if k == "objective/kl" and v < -1}
-        if not low:
-            return None
-        name, value = next(iter(low.items()))
-        return (
-            f"{name} is {value:.3g}; a KL cannot be negative. Look at the sampling: do temperature, top_p, "
-            "padding and EOS agree with how log-probs are computed?"
-        )
-
-
 class EntropyCollapse(Check):
     """Entropy below a twentieth of its start and below 0.05 nats, three looks in a row."""
 
@@ -174,7 +73,7 @@ class EntropyCollapse(Check):
 
     def look(self, seen: Seen) -> str | None:
         """Memory: looks in a row, and the entropies of the first five."""
-        entropy = _named(seen, "entropy")
+        entropy = seen.metrics.get("entropy")
         if entropy is None:
             return None
         count, *first = self.memory
@@ -219,16 +118,20 @@ class LengthDrift(Check):
     source = "much of what RLHF gains is length (arXiv 2310.03716); a factor of two is our own choice"
 
     def look(self, seen: Seen) -> str | None:
-        """From completions of fixed prompts, else from the metric."""
-        length = _named(seen, "completions/mean_length")
+        """From completions of fixed prompts, else the metric; memory: which of the two, and the first."""
+        length = seen.metrics.get("completions/mean_length")
         if seen.texts:
             length = sum(map(len, seen.texts)) / len(seen.texts)
-        if length is None:
+        fixed = float(bool(seen.texts))
+        if length is None or (self.memory and fixed < self.memory[0]):
             return None
-        if len(self.memory) < 3:
+        if not self.memory or fixed > self.memory[0]:
+            self.memory = [fixed]
+        _, *first = self.memory
+        if len(first) < 3:
             self.memory.append(length)
             return None
-        start = median(self.memory)
+        start = median(first)
         if start / 2 <= length <= start * 2:
             return None
         return (
@@ -280,18 +183,11 @@ CHECKS: dict[str, Callable[[], Check]] = {
         ConstantRewards,
         GroupsWithoutSpread,
         KLRange,
+        RatioAtStart,
         EntropyCollapse,
         GradientSpike,
         LengthDrift,
         Repetition,
+        HeldOutReward,
     )
 }
-
-
-def _named(seen: Seen, name: str) -> float | None:
-    return seen.metrics.get(name)
-
-
-def _is_share(name: str) -> bool:
-    # An accuracy of 1 may well stay.
-    return "accurac" in name or "frac_" in name

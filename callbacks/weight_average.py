@@ -7,9 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_align.callbacks.model_lookup import find_model, find_tokenizer
+from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_sharded
+from lit_align.callbacks.sharding import refuse_fsdp1, spread_like, trained_weights, whole
+from lit_align.callbacks.whole_model import whole_model
 from lit_align.models.export import save_pretrained_dir
 
 #: The defaults of the authors' own code, https://github.com/abblock/bema.
@@ -63,17 +64,16 @@ class WeightAverage(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a strategy without whole weights."""
-        refuse_sharded(trainer, "WeightAverage")
+        refuse_fsdp1(trainer, "WeightAverage")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with the weights as they are, unless the run goes on."""
         self._schedule.start(trainer)
-        weights = _trained(pl_module)
+        weights = trained_weights(pl_module)
         if self._average:
             _check(self._average, weights)
-            move = {name: p.device for name, p in weights.items()}
-            self._average = {name: value.to(move[name]) for name, value in self._average.items()}
-            self._start = {name: value.to(move[name]) for name, value in self._start.items()}
+            self._average = spread_like(self._average, weights)
+            self._start = spread_like(self._start, weights)
             return
         # In float32, because (1 - decay) of a bfloat16 weight is rounded away.
         self._average = {name: p.detach().float().clone() for name, p in weights.items()}
@@ -88,7 +88,7 @@ class WeightAverage(L.Callback):
             return
         self._step = trainer.global_step
         share = 1 - self.decay if self.kind == "ema" else self._power(BEMA_EMA_POWER)
-        weights = _trained(pl_module)
+        weights = trained_weights(pl_module)
         for name, value in self._average.items():
             value.lerp_(weights[name].detach().float(), share)
 
@@ -111,22 +111,22 @@ class WeightAverage(L.Callback):
         """Write the averaged model."""
         if self.directory is None:
             return
-        if trainer.is_global_zero:
-            self._swap_in(pl_module)
-            try:
-                model = find_model(pl_module, self._model_name)
+        self._swap_in(pl_module)
+        try:
+            model = whole_model(find_model(pl_module, self._model_name), keep=trainer.is_global_zero)
+            if trainer.is_global_zero:
                 datamodule = trainer.datamodule  # type: ignore[attr-defined]
-                tokenizer = find_tokenizer(pl_module, self._tokenizer_name, datamodule)
+                tokenizer = find_tokenizer_or_none(pl_module, self._tokenizer_name, datamodule)
                 save_pretrained_dir(model, tokenizer, Path(self.directory))
-            finally:
-                self._swap_out(pl_module)
+        finally:
+            self._swap_out(pl_module)
         trainer.strategy.barrier("average")
 
     def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
-        """The averaged weights in float32, by their names in the module."""
+        """The averaged weights in float32, by their names in the module; shards where those are."""
         if self.kind == "ema":
             return dict(self._average)
-        bias, now = self._power(BEMA_BIAS_POWER), _trained(pl_module)
+        bias, now = self._power(BEMA_BIAS_POWER), trained_weights(pl_module)
         return {
             name: value + bias * (now[name].detach().float() - self._start[name])
             for name, value in self._average.items()
@@ -134,7 +134,7 @@ class WeightAverage(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, the start, and the step of the last update."""
-        return {"average": dict(self._average), "start": dict(self._start), "step": self._step}
+        return {"average": whole(self._average), "start": whole(self._start), "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the average of the run that goes on."""
@@ -146,7 +146,7 @@ class WeightAverage(L.Callback):
 
     @torch.no_grad()
     def _swap_in(self, pl_module: Any) -> None:
-        weights = _trained(pl_module)
+        weights = trained_weights(pl_module)
         averaged = self.weights(pl_module)
         self._swapped = {name: p.detach().clone() for name, p in weights.items()}
         for name, parameter in weights.items():
@@ -155,12 +155,8 @@ class WeightAverage(L.Callback):
     @torch.no_grad()
     def _swap_out(self, pl_module: Any) -> None:
         swapped, self._swapped = self._swapped, {}
-        for name, parameter in _trained(pl_module).items() if swapped else ():
+        for name, parameter in trained_weights(pl_module).items() if swapped else ():
             parameter.copy_(swapped[name])
-
-
-def _trained(module: Any) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _check(saved: dict[str, Tensor], weights: dict[str, Tensor]) -> None:

@@ -158,6 +158,11 @@ def _save_adapter(model: Any, folder: Path, name: str, **given: Any) -> None:
         inside.rmdir()
 
 
+def merged_model(model: Any) -> Any:
+    """A model of peft with its active adapter worked in, for saving; it shares all other weights."""
+    return _merged(model, _active(model))
+
+
 def _merged(model: Any, adapter: str) -> Any:
     base = model.get_base_model()
     if getattr(base, "is_quantized", False):

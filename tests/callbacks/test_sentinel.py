@@ -9,7 +9,9 @@ import torch
 
 from lit_align import DPO, SFT, RewardModel
 from lit_align.callbacks import KLTracker, Sentinel
-from lit_align.callbacks.sentinel_checks import CHECKS, Seen, repeated_share
+from lit_align.callbacks.sentinel_check import Seen
+from lit_align.callbacks.sentinel_checks import CHECKS, repeated_share
+from lit_align.callbacks.sentinel_rewards import kendall_with_time
 from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
 
 
@@ -39,6 +41,14 @@ FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
     "length_drift": (
         _metrics("completions/mean_length", 10, 11, 9, 30),
         _metrics("completions/mean_length", 10, 11, 9, 19, 6),
+    ),
+    "ratio_at_start": (
+        _metrics("ratio/first_mean", 1.0, 1.03),
+        _metrics("ratio/first_mean", 1.01, 0.985),
+    ),
+    "held_out_reward": (
+        [Seen(held_out=(i / 9, 1 - i / 9)) for i in range(10)],
+        [Seen(held_out=(i / 9, i / 9 if i % 2 else 0.5)) for i in range(20)],
     ),
     "repetition": ([Seen(texts=[[1, 2] * 10])], [Seen(texts=[list(range(20)), [1, 1, 1]])]),
 }
@@ -81,6 +91,25 @@ def test_negative_kl_and_lengths_from_texts() -> None:
     assert looks[:3] == [None] * 3
     assert "4 tokens, 10 at the start" in str(looks[3])
     assert repeated_share([1, 2, 3]) == 0
+
+
+def test_lengths_of_samples_and_of_rollouts_are_not_mixed() -> None:
+    check = CHECKS["length_drift"]()
+    rollouts = [Seen(metrics={"completions/mean_length": 60.0})] * 3
+    greedy = [Seen(texts=[[1] * 8])] * 3
+    assert [check.look(seen) for seen in (*rollouts, *greedy, *rollouts, *greedy)] == [None] * 12
+
+
+def test_the_kl_of_a_whole_completion_is_judged_per_token() -> None:
+    check = CHECKS["kl_range"]()
+    assert check.look(Seen(metrics={"objective/kl": 40.0, "completions/mean_length": 50.0})) is None
+    told = check.look(Seen(metrics={"objective/kl": 60.0, "completions/mean_length": 50.0}))
+    assert "objective/kl per token is 1.2 nats" in str(told)
+
+
+def test_kendall() -> None:
+    """Of 1 3 2 4 five pairs of six are in order: (5 - 1) / 6."""
+    assert kendall_with_time([1, 3, 2, 4]) == pytest.approx(4 / 6)
 
 
 def _messages(run: Any) -> list[str]:

@@ -1,6 +1,7 @@
-"""A short run of a foreign module with callbacks that look at the model; rank 0 writes what they found.
+"""A short run with callbacks, of a foreign module or one of ours; rank 0 writes what they found.
 
-Arguments: ``STRATEGY PROCESSES OUT``, with ``ddp`` or ``fsdp2``.
+Arguments: ``STRATEGY PROCESSES OUT MODULE [CHECKPOINT]``, with ``ddp`` or ``fsdp2``, and ``stranger``,
+``stranger_lora`` or ``dpo_lora``. With a checkpoint of the same the run goes on to step 6.
 """
 
 import json
@@ -13,17 +14,32 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_align.callbacks import GenerationSamples, KLTracker
+from lit_align import DPO
+from lit_align.callbacks import (
+    ExportHF,
+    GenerationSamples,
+    KLTracker,
+    MergeAdapters,
+    MergeModels,
+    Sentinel,
+    SyncReference,
+    Throughput,
+    WeightAverage,
+)
+from lit_align.datamodules import PreferenceDataModule
+from lit_align.models.sharding import layers
 from lit_align.models.tokenizers import load_tokenizer
+from lit_align.scoring.adapters import snapshot_adapter
+from lit_align.scoring.references import FrozenCopy
 
 PROMPTS = ["Hello", "Where is my order?", "Yes", "My lamp", "No"]
 GIVEN = [{"prompt": prompt, "completion": " and so on"} for prompt in PROMPTS]
 
 
 class Stranger(L.LightningModule):
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, lora: bool) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.lora = tokenizer, lora
         self.net: Any = None
 
     def configure_model(self) -> None:
@@ -40,10 +56,15 @@ class Stranger(L.LightningModule):
             initializer_range=0.3,
         )
         self.net = LlamaForCausalLM(config).train()
+        if self.lora:
+            import peft
+
+            self.net = peft.get_peft_model(self.net, peft.LoraConfig(r=4, target_modules="all-linear"))
+            snapshot_adapter(self.net)
         if self.device_mesh is not None:
             from torch.distributed.fsdp import fully_shard
 
-            for layer in self.net.model.layers:
+            for layer in layers(self.net):
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
@@ -53,30 +74,66 @@ class Stranger(L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.5)
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
 
 
-def main(strategy: str, processes: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    tokenizer = load_tokenizer("lit-align/tiny")
-    trackers = [
+def stranger(tokenizer: Any, processes: int, rank: int, lora: bool) -> tuple[Any, ...]:
+    """Someone's module and its loaders; two processes with two rows each see what one sees with four."""
+    ids = torch.randint(5, 200, (12, 7), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row} for row in ids[rank::processes]]
+    size = 4 // processes
+    loaders: Any = DataLoader(rows, size), DataLoader(rows, size)  # type: ignore[arg-type]
+    return Stranger(tokenizer, lora), *loaders
+
+
+def ours(processes: int) -> tuple[Any, ...]:
+    """DPO with adapters, and the shipped pairs."""
+    policy = {"path": "lit-align/tiny", "lora": {"r": 4}, "seed": 0}
+    # Adam divides by the size of gradients, which are 0 but for rounding in some weights. Without momentum
+    # there is no state, and Lightning's loading of sharded optimisers expects some.
+    optim = {"name": "torch.optim.SGD", "extra": {"momentum": 0.5}}
+    module = DPO(policy, reference=FrozenCopy(), lr=1.0, optim=optim)
+    pairs = "lit-align/manners-pairs"
+    data = PreferenceDataModule(train=pairs, val=pairs, batch_size=4 // processes, num_workers=0)
+    return module, data
+
+
+def callbacks(kind: str, folder: Path) -> list[Any]:
+    """All that look at the model or write it."""
+    found: list[Any] = [
         KLTracker("cached", GIVEN, 1, name="given", batch_size=2),
         KLTracker("cached", GIVEN, name="at_validation", batch_size=2),
+        KLTracker("copy", PROMPTS, 1, name="sampled", batch_size=2, max_new_tokens=6),
+        KLTracker("copy", None, 1, name="batch"),
+        KLTracker("copy", name="val_batch"),
+        GenerationSamples(PROMPTS, 2, max_new_tokens=5, batch_size=2, terminal=False),
+        Sentinel(every_n_steps=1, prompts=PROMPTS, max_new_tokens=4),
+        Throughput(1),
+        ExportHF(folder / "export", every_n_steps=2),
+        WeightAverage("ema", 0.5, directory=str(folder / "average")),
+        MergeModels(str(folder / "mixed"), "slerp"),
     ]
-    if strategy == "ddp":
-        trackers += [
-            KLTracker("copy", PROMPTS, 1, name="sampled", batch_size=2, max_new_tokens=6),
-            KLTracker("copy", None, 1, name="batch"),
-            KLTracker("copy", name="val_batch"),
+    if kind != "stranger":
+        found += [
+            KLTracker("adapter_off", None, 1, name="off"),
+            MergeAdapters(str(folder / "merged")),
+            SyncReference(0.5, 1),
         ]
-    samples = GenerationSamples(PROMPTS, 2, max_new_tokens=5, batch_size=2, terminal=False)
-    sharded: Any = ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+    return found
+
+
+def main(strategy: str, processes: int, out: Path, kind: str, checkpoint: str | None = None) -> None:
+    torch.set_num_threads(1)
+    L.seed_everything(0)
+    # Ours leave frozen weights out of a checkpoint, which Lightning's directories of shards do not allow.
+    sharded: Any = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=kind != "dpo_lora")
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
         strategy=sharded if strategy == "fsdp2" else "ddp" if processes > 1 else "auto",
-        max_steps=3,
+        max_steps=6 if checkpoint else 3,
         val_check_interval=3,
+        limit_val_batches=3,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -84,18 +141,25 @@ def main(strategy: str, processes: int, out: Path) -> None:
         enable_model_summary=False,
         default_root_dir=out.parent,
         use_distributed_sampler=False,
-        callbacks=[*trackers, samples],
+        log_every_n_steps=1,
+        callbacks=callbacks(kind, out.parent),
     )
-    ids = torch.randint(5, 200, (12, 7), generator=torch.Generator().manual_seed(0))
-    rows = [{"input_ids": row} for row in ids[trainer.global_rank :: processes]]
-    # The gradient of two processes with two rows each is that of one with four.
-    size = 4 // processes
-    loaders: Any = DataLoader(rows, size), DataLoader(rows, size)  # type: ignore[arg-type]
-    trainer.fit(Stranger(tokenizer), *loaders)
+    if kind == "dpo_lora":
+        fitted = ours(processes)
+    else:
+        tokenizer = load_tokenizer("lit-align/tiny")
+        fitted = stranger(tokenizer, processes, trainer.global_rank, kind.endswith("lora"))
+    trainer.fit(*fitted, ckpt_path=checkpoint, weights_only=False)
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    trainer.save_checkpoint(out.with_suffix(".ckpt"))
+    module, *data = fitted
+    trainer.validate(module, data[-1], verbose=False)
+    after = {f"after/{key}": float(value) for key, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        out.write_text(json.dumps(metrics))
+        speed = {key for key in metrics if "throughput" in key and not key.endswith("/tokens")}
+        metrics = {k: v for k, v in metrics.items() if k not in speed}
+        out.write_text(json.dumps(metrics | after))
 
 
 def run(arguments: list[str]) -> None:
-    main(arguments[0], int(arguments[1]), Path(arguments[2]))
+    main(arguments[0], int(arguments[1]), Path(arguments[2]), *arguments[3:])

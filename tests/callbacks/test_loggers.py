@@ -1,0 +1,101 @@
+"""What callbacks report arrives in Lightning's loggers, each one for real, W&B and MLflow offline."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from lit_align import DPO
+from lit_align.callbacks import GenerationSamples, KLTracker, Sentinel, Throughput, WeightAverage
+from lit_align.datamodules import PreferenceDataModule
+
+TOLD = ["train/kl/k1", "train/kl/full_per_sequence", "train/throughput/tokens_per_second", "val/val_kl/k3"]
+
+
+@pytest.fixture(params=["ours", "stranger"])
+def run(request: Any, make_trainer: Any, make_stranger: Any, loader: Any) -> Any:
+    """Four steps and two validations of a module, with a logger."""
+
+    def fit(logger: Any) -> None:
+        callbacks = [
+            KLTracker(every_n_steps=2),
+            KLTracker(name="val_kl"),
+            GenerationSamples(["Hello"], 2, max_new_tokens=4, terminal=False),
+            Throughput(2),
+            WeightAverage(),
+            Sentinel(),
+        ]
+        options: dict[str, Any] = {"logger": logger, "max_steps": 4, "val_check_interval": 2}
+        trainer = make_trainer(*callbacks, limit_val_batches=1, **options)
+        if request.param == "ours":
+            pairs = "lit-align/manners-pairs"
+            data = PreferenceDataModule(train=pairs, val=pairs, batch_size=2)
+            trainer.fit(DPO({"path": "lit-align/tiny", "lora": {"r": 4}}), data)
+        else:
+            trainer.fit(make_stranger(), loader(), loader())
+
+    return fit
+
+
+def test_csv(run: Any, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="run")
+    run(logger)
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name in TOLD:
+        assert [row["step"] for row in rows if row.get(name)] == ["1", "3"], name
+    # Lightning writes the samples' file beside the metrics.
+    assert len((Path(logger.log_dir) / "samples.jsonl").read_text().splitlines()) == 2 * 2
+
+
+def test_tensorboard(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="run")
+    run(logger)
+    events = EventAccumulator(logger.log_dir, {"histograms": 0}).Reload()
+    for name in TOLD:
+        assert [event.step for event in events.Scalars(name)] == [1, 3], name
+    assert [event.step for event in events.Histograms("train/kl/full")] == [1, 3]
+    (first, _) = events.Tensors("samples/text_summary")
+    assert b"| prompt | decoding |" in first.tensor_proto.string_val[0]
+
+
+def test_wandb_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs wandb (pip install wandb)")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="lit-align", save_dir=tmp_path, offline=True)
+    run(logger)
+    wandb.finish()
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = written.read_bytes()
+    assert all(name.encode() in content for name in TOLD)
+    assert b"histogram" in content
+    tables = [json.loads(p.read_text()) for p in tmp_path.rglob("samples_*.table.json")]
+    assert len(tables) == 2
+    assert tables[0]["columns"] == ["prompt", "decoding", "before training", "now"]
+
+
+def test_mlflow_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="needs mlflow (pip install mlflow-skinny)")
+    # MLflow 3 asks whoever still writes plain files to say so.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger("lit-align", tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    run(logger)
+    (folder,) = tmp_path.glob(f"mlruns/*/{logger.run_id}")
+    for name in TOLD:
+        lines = (folder / "metrics" / name).read_text().splitlines()
+        assert [line.split()[2] for line in lines] == ["1", "3"], name
+    texts = sorted(p.name for p in (folder / "artifacts/samples").iterdir())
+    assert texts == ["step_000001.md", "step_000003.md"]
+
+
+def test_several_loggers_at_once(run: Any, tmp_path: Path) -> None:
+    loggers: list[Any] = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
+    run(loggers)
+    assert "train/kl/k3" in (Path(loggers[0].log_dir) / "metrics.csv").read_text()
+    assert list(Path(loggers[1].log_dir).glob("events.*"))
