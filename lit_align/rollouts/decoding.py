@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
+from lit_align.rollouts.lean import lean_decoder
 from lit_align.rollouts.slots import PromptReader, PromptStates, Slots
 from lit_align.rollouts.transcript import Transcript
 from lit_align.scoring.attention import bringing, carrier
@@ -52,6 +53,7 @@ class DecodingLoop:
         self.tokens: Tensor | None = None
         longest = max(map(len, script.prompts), default=0) + script.sampling.max_new_tokens
         self.slots = Slots(min(max_rows, len(script.ids)), longest, device)
+        self.lean = None if shared else lean_decoder(self.trunk, longest)
 
     def demand(self) -> int:
         """What this process wants to do in its next turn: nothing, write, or read first."""
@@ -136,8 +138,12 @@ class DecodingLoop:
             return
         assert self.tokens is not None
         positions = self.slots.advance()
+        if self.lean is not None:
+            self.states = self.lean(self.tokens, positions, self.slots)
+            return
         mask = bringing(self.slots.attend, self.device)
-        self.states = self._forward(self.tokens[:, None], positions, mask, self.slots)[:, 0]
+        ids, positions = self.tokens[:, None], positions[:, None]
+        self.states = self._forward(ids, positions, mask, self.slots)[:, 0]
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
         output = self.trunk(

@@ -50,6 +50,7 @@ class Slots:
     """Takes the place of a model's cache while completions are written, a token each at a time.
 
     Keys and values lie in place: a slot's row begins with its prompt. The slots in use are the first ones.
+    Each layer has ``[rows, length, key-value heads, head size]`` of both, so that a new token is a block.
 
     Args:
         rows: how many slots.
@@ -62,9 +63,9 @@ class Slots:
         self.lengths: list[int] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._slot = torch.arange(rows, device=device)
+        self._first = torch.arange(rows, device=device) * length
         self._place = torch.arange(length, device=device)
-        self._now = self._slot[:0]
+        self._new = self._first[:0]
         self._longest = 0
         self._mask: Tensor | None = None
 
@@ -75,7 +76,7 @@ class Slots:
             self._values = [self._room(value) for value in prompt.values]
         start, length = len(self.lengths), prompt.keys[0].shape[1]
         for stored, given in zip(self._keys + self._values, prompt.keys + prompt.values, strict=True):
-            stored[start : start + count, :, :length] = given
+            stored[start : start + count, :length] = given.transpose(0, 1)
         self.lengths += [length] * count
 
     def keep(self, alive: Sequence[int]) -> list[int]:
@@ -102,22 +103,36 @@ class Slots:
         """Make room for the next token of every slot in use.
 
         Returns:
-            ``[rows, 1]`` its position.
+            ``[rows]`` its position.
         """
         now = torch.tensor(self.lengths, device=self.device)
-        self._now, self._longest = now, max(self.lengths) + 1
+        self._new, self._longest = self._first[: len(now)] + now, max(self.lengths) + 1
         self._mask = None
         if min(self.lengths) + 1 < self._longest:
             self._mask = (self._place[: self._longest] <= now[:, None])[:, None, None]
         self.lengths = [length + 1 for length in self.lengths]
-        return now[:, None]
+        return now
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a token's keys and values ``[rows, heads, 1, size]``; return those of the whole slots."""
-        keys, values, slot = self._keys[layer], self._values[layer], self._slot[: len(key)]
-        keys[slot, :, self._now] = key[:, :, 0].to(keys.dtype)
-        values[slot, :, self._now] = value[:, :, 0].to(values.dtype)
-        return keys[: len(key), :, : self._longest], values[: len(key), :, : self._longest]
+        return self.store(key[:, :, 0], value[:, :, 0], layer)
+
+    def store(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store a token's keys and values.
+
+        Args:
+            key: ``[rows, heads, size]``.
+            value: as ``key``.
+            layer: which layer's.
+
+        Returns:
+            ``[rows, heads, longest, size]`` keys and values of the slots in use.
+        """
+        found = []
+        for stored, given in ((self._keys[layer], key), (self._values[layer], value)):
+            stored.flatten(0, 1).index_copy_(0, self._new, given.to(stored.dtype))
+            found.append(stored[: len(given), : self._longest].transpose(1, 2))
+        return found[0], found[1]
 
     def get_seq_length(self, *_: Any) -> int:
         """Tokens before these, in the longest slot."""
@@ -142,9 +157,9 @@ class Slots:
 
     def _room(self, given: Tensor) -> Tensor:
         heads, _, size = given.shape
-        return given.new_zeros((self.rows, heads, self.length, size))
+        return given.new_zeros((self.rows, self.length, heads, size))
 
     def _move(self, source: int, target: int) -> None:
         length = self.lengths[source]
         for stored in (*self._keys, *self._values):
-            stored[target, :, :length] = stored[source, :, :length]
+            stored[target, :length] = stored[source, :length]
