@@ -77,16 +77,16 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return [[dice.randrange(2, VOCABULARY) for _ in range(length)] for length in lengths]
 
 
-def native(model: Any, given: list[list[int]], group: int, rows: int, greedy: bool, seed: int) -> Forest:
+def native(policy: Policy, given: list[list[int]], group: int, rows: int, greedy: bool, seed: int) -> Forest:
     sampling = Sampling(LONGEST, temperature=0.0 if greedy else 1.0)
     seeds = [seed * 10_000 + i for i in range(len(given) * group)]
     return NativeGenerator(rows).generate(
-        Policy(model), None, given, completions=group, sampling=sampling, seeds=seeds
+        policy, None, given, completions=group, sampling=sampling, seeds=seeds
     )
 
 
 def peer(
-    model: Any, given: list[list[int]], group: int, rows: int, greedy: bool, seed: int
+    policy: Policy, given: list[list[int]], group: int, rows: int, greedy: bool, seed: int
 ) -> list[list[int]]:
     torch.manual_seed(seed)
     # Sorted, so that rows pad each other as little as they can.
@@ -94,7 +94,7 @@ def peer(
     found = []
     for start in range(0, len(order), rows):
         ids, mask = left_pad(order[start : start + rows], PAD, torch.device("cpu"))
-        output = model.generate(
+        output = policy.model.generate(
             input_ids=ids, attention_mask=mask, do_sample=not greedy, top_k=0, max_new_tokens=LONGEST
         )
         for row in output[:, ids.shape[1] :].tolist():
@@ -108,28 +108,28 @@ def timed(run: Callable[[], Any], tokens: Callable[[Any], int]) -> float:
     return tokens(found) / (time.process_time() - start)
 
 
-def check(model: Any, given: list[list[int]], group: int, rows: int) -> None:
-    ours = [completion for _, completion, _ in native(model, given, group, rows, True, 0).sequences()]
-    theirs = peer(model, given, group, rows, True, 0)
+def check(policy: Policy, given: list[list[int]], group: int, rows: int) -> None:
+    ours = [completion for _, completion, _ in native(policy, given, group, rows, True, 0).sequences()]
+    theirs = peer(policy, given, group, rows, True, 0)
     if sorted(ours) != sorted(theirs):
         raise SystemExit("greedy completions differ: these numbers would mean nothing")
 
 
-def measure(model: Any, total: int, rows: int, group: int, pairs: int) -> list[Pair]:
-    check(model, prompts(total // group, 0), group, rows)
+def measure(policy: Policy, total: int, rows: int, group: int, pairs: int) -> list[Pair]:
+    check(policy, prompts(total // group, 0), group, rows)
     found = []
     for i in range(pairs):
         given = prompts(total // group, i + 1)
 
         def ours(given: Any = given, seed: int = i) -> float:
             return timed(
-                lambda: native(model, given, group, rows, False, seed),
+                lambda: native(policy, given, group, rows, False, seed),
                 lambda forest: len(forest.completion_ids),
             )
 
         def theirs(given: Any = given, seed: int = i) -> float:
             return timed(
-                lambda: peer(model, given, group, rows, False, seed), lambda rows: sum(map(len, rows))
+                lambda: peer(policy, given, group, rows, False, seed), lambda rows: sum(map(len, rows))
             )
 
         # Each side goes first in every other pair.
@@ -149,13 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
-    model = build()
+    policy = Policy(build())
     title = f"tokens per CPU second, {arguments.group} completion(s) a prompt, {arguments.pairs} pairs"
     table = Table(title=title, title_justify="left")
     for column in ("completions", "at once", "generate", "NativeGenerator", "ratio (lowest, highest)"):
         table.add_column(column, justify="right")
     for total, rows in CASES:
-        pairs = measure(model, total, rows, arguments.group, arguments.pairs)
+        pairs = measure(policy, total, rows, arguments.group, arguments.pairs)
         ratios = [pair.ours / pair.theirs for pair in pairs]
         table.add_row(
             str(total),

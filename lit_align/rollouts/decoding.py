@@ -1,12 +1,13 @@
 """The loop of the native generator: read prompts, choose tokens, drop what has ended, fill up, go on."""
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
-from lit_align.rollouts.lean import lean_decoder
+from lit_align.rollouts.lean import lean_decoder, same_states
 from lit_align.rollouts.slots import PromptReader, PromptStates, Slots
 from lit_align.rollouts.transcript import Transcript
 from lit_align.scoring.attention import bringing, carrier
@@ -29,6 +30,7 @@ class DecodingLoop:
         device: where the model is.
         shared: the weights are spread over processes, so that this one makes a forward pass whenever
             another does.
+        lean: whether a decoder's lean step has been found to be its own, for those that have been tried.
     """
 
     def __init__(
@@ -40,11 +42,15 @@ class DecodingLoop:
         prefill_tokens: int,
         device: torch.device,
         shared: bool = False,
+        lean: MutableMapping[nn.Module, bool] | None = None,
     ) -> None:
         self.model, self.trunk = model, base_model(model).base_model
         self.script, self.value_head = script, value_head
         self.prefill_tokens, self.device, self.shared = prefill_tokens, device, shared
-        #: Prompts from here on are unread, completions from here on have not begun.
+        # Longest first: what is written side by side then differs least in length, and no step attends to
+        # more places than its longest row has.
+        self.order = sorted(range(len(script.prompts)), key=lambda p: -len(script.prompts[p]))
+        #: In this order, prompts from here on are unread, and completions from here on have not begun.
         self.unread, self.waiting = 0, 0
         self.read: dict[int, PromptStates] = {}
         #: The completion in each slot, and ``[R, D]`` the states in which their next tokens are chosen.
@@ -53,7 +59,10 @@ class DecodingLoop:
         self.tokens: Tensor | None = None
         longest = max(map(len, script.prompts), default=0) + script.sampling.max_new_tokens
         self.slots = Slots(min(max_rows, len(script.ids)), longest, device)
-        self.lean = None if shared else lean_decoder(self.trunk, longest)
+        self.verdicts = {} if lean is None else lean
+        # Weights that are spread are whole only inside of their layers' own calls.
+        wanted = not shared and self.verdicts.get(self.trunk, True)
+        self.lean = lean_decoder(self.trunk, longest) if wanted else None
 
     def demand(self) -> int:
         """What this process wants to do in its next turn: nothing, write, or read first."""
@@ -78,7 +87,7 @@ class DecodingLoop:
         return self.waiting < len(self.script.ids) and len(self.rows) < self.slots.rows
 
     def _next_prompt(self) -> int:
-        return self.waiting // self.script.completions
+        return self.order[self.waiting // self.script.completions]
 
     def _read(self) -> None:
         prompts = self.script.prompts
@@ -87,11 +96,11 @@ class DecodingLoop:
             return
         first, tokens = self.unread, 0
         while self.unread < len(prompts):
-            tokens += len(prompts[self.unread])
+            tokens += len(prompts[self.order[self.unread]])
             if self.unread > first and tokens > self.prefill_tokens:
                 break
             self.unread += 1
-        chosen = range(first, self.unread)
+        chosen = self.order[first : self.unread]
         layout = flat_layout(
             Forest.from_lists([list(prompts[p]) for p in chosen], [[[]]] * len(chosen)).to(self.device)
         )
@@ -110,14 +119,14 @@ class DecodingLoop:
     def _admit(self) -> None:
         states = [] if self.states is None else [self.states]
         while self._has_room() and self._next_prompt() in self.read:
-            p, free = self._next_prompt(), self.slots.rows - len(self.rows)
-            last = (p + 1) * self.script.completions
-            rows = range(self.waiting, min(last, self.waiting + free))
-            self.waiting = rows.stop
-            prompt = self.read[p] if rows.stop < last else self.read.pop(p)
-            self.slots.fill(prompt, len(rows))
-            self.rows += rows
-            states.append(prompt.hidden.expand(len(rows), -1))
+            p, group = self._next_prompt(), self.script.completions
+            begun = self.waiting % group
+            count = min(group - begun, self.slots.rows - len(self.rows))
+            self.waiting += count
+            prompt = self.read[p] if begun + count < group else self.read.pop(p)
+            self.slots.fill(prompt, count)
+            self.rows += range(p * group + begun, p * group + begun + count)
+            states.append(prompt.hidden.expand(count, -1))
         self.states = torch.cat(states) if states else None
 
     def _choose(self) -> None:
@@ -138,12 +147,17 @@ class DecodingLoop:
             return
         assert self.tokens is not None
         positions = self.slots.advance()
-        if self.lean is not None:
-            self.states = self.lean(self.tokens, positions, self.slots)
+        trusted = self.lean is not None and self.verdicts.get(self.trunk, False)
+        lean = None if self.lean is None else self.lean(self.tokens, positions, self.slots)
+        if lean is not None and trusted:
+            self.states = lean
             return
         mask = bringing(self.slots.attend, self.device)
         ids, positions = self.tokens[:, None], positions[:, None]
         self.states = self._forward(ids, positions, mask, self.slots)[:, 0]
+        if lean is not None:
+            self.verdicts[self.trunk] = agrees = same_states(lean, self.states)
+            self.lean = self.lean if agrees else None
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
         output = self.trunk(

@@ -6,6 +6,7 @@ written out, take a third of the time on a CPU. Layers that are not plain matric
 with a forward of their own) are called as they are; nothing is merged and nothing is copied.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ _KINDS = {"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"}
 _FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 
 Product = Callable[[Tensor], Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class Layer(NamedTuple):
@@ -97,10 +100,38 @@ def lean_decoder(trunk: Any, length: int) -> LeanDecoder | None:
     rotation = getattr(getattr(trunk, "rotary_emb", None), "rope_type", None)
     if type(trunk).__name__ not in _KINDS or rotation not in _FIXED_ROTATIONS:
         return None
+    # An adapter on the embeddings, or somebody who listens: the modules have to be called.
+    if type(trunk.embed_tokens) is not nn.Embedding or any(map(_is_heard, trunk.modules())):
+        return None
     # Autocast chooses the precision of each product by what is called; the modules know.
     if torch.is_autocast_enabled(trunk.embed_tokens.weight.device.type):
         return None
     return LeanDecoder(trunk, length)
+
+
+def same_states(lean: Tensor, own: Tensor) -> bool:
+    """Whether the lean step gives the states that the decoder's own forward gives.
+
+    It is written after the library's code, which may change: so each decoder is asked once.
+
+    Args:
+        lean: ``[R, D]`` states of the lean step.
+        own: ``[R, D]`` of the decoder's.
+    """
+    allowed = 1e-3 if own.dtype in (torch.float32, torch.float64) else 5e-2
+    difference = (lean - own).abs().max().item()
+    agrees = difference <= allowed * max(own.abs().max().item(), 1.0)
+    if not agrees:
+        logger.warning(
+            "the lean decoding step differs from the model's own by %.1e: it is not used, and completions "
+            "take longer; please report the version of transformers",
+            difference,
+        )
+    return agrees
+
+
+def _is_heard(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _layer(layer: Any) -> Layer:
@@ -123,7 +154,7 @@ def _layer(layer: Any) -> Layer:
 
 
 def _product(module: Any) -> Product:
-    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not nn.Linear:
         return _adapted(module) or module
     weight, bias = module.weight, module.bias
     return lambda states: linear(states, weight, bias)

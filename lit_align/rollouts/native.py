@@ -9,6 +9,7 @@ layers among them.
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -50,6 +51,7 @@ class NativeGenerator:
         self.max_rows = max_rows
         self.prefill_tokens = prefill_tokens
         self._told = False
+        self._lean: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def sync(self, policy: Policy, version: int) -> None:
         """Nothing to hand over: the policy's own weights are used."""
@@ -100,7 +102,14 @@ class NativeGenerator:
         sharded: bool,
     ) -> None:
         loop = DecodingLoop(
-            policy.model, script, value_head, self.max_rows, self.prefill_tokens, device, sharded
+            policy.model,
+            script,
+            value_head,
+            self.max_rows,
+            self.prefill_tokens,
+            device,
+            sharded,
+            self._lean,
         )
         while (demand := agree(loop.demand(), device) if sharded else loop.demand()) != IDLE:
             loop.turn(demand)
