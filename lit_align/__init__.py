@@ -8,8 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_align.algorithms.a2c import A2C as A2C
     from lit_align.algorithms.dpo import DPO as DPO
+    from lit_align.algorithms.grpo import GRPO as GRPO
+    from lit_align.algorithms.ppo import PPO as PPO
+    from lit_align.algorithms.reinforce_pp import ReinforcePP as ReinforcePP
     from lit_align.algorithms.reward import RewardModel as RewardModel
+    from lit_align.algorithms.rloo import RLOO as RLOO
     from lit_align.algorithms.sft import SFT as SFT
     from lit_align.batches import Forest as Forest
     from lit_align.models.config import LoraConfig as LoraConfig
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "A2C": "lit_align.algorithms.a2c",
+    "GRPO": "lit_align.algorithms.grpo",
+    "PPO": "lit_align.algorithms.ppo",
+    "RLOO": "lit_align.algorithms.rloo",
+    "ReinforcePP": "lit_align.algorithms.reinforce_pp",
     "DPO": "lit_align.algorithms.dpo",
     "SFT": "lit_align.algorithms.sft",
     "RewardModel": "lit_align.algorithms.reward",
@@ -33,13 +43,18 @@ _HOME = {
 }
 
 __all__ = [
+    "A2C",
     "DPO",
+    "GRPO",
+    "PPO",
+    "RLOO",
     "SFT",
     "Forest",
     "LoraConfig",
     "LossOutput",
     "ModelConfig",
     "QuantizationConfig",
+    "ReinforcePP",
     "RewardModel",
     "Scores",
     "__version__",

@@ -87,15 +87,20 @@ def merge_outputs(outputs: Sequence[LossOutput]) -> LossOutput:
     """One output for the parts of a batch: sums of sums, and extremes of extremes."""
     if len(outputs) == 1:
         return outputs[0]
-    found: dict[str, list[Metric]] = {}
-    for output in outputs:
-        for name, metric in output.metrics.items():
-            found.setdefault(name, []).append(metric)
     return LossOutput(
         total=torch.stack([o.total for o in outputs]).sum(),
         weight=torch.stack([o.weight for o in outputs]).sum(),
-        metrics={name: _merge(metrics) for name, metrics in found.items()},
+        metrics=merge_metrics([o.metrics for o in outputs]),
     )
+
+
+def merge_metrics(reports: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
+    """What several parts report, as one report; a part may lack a name."""
+    found: dict[str, list[Metric]] = {}
+    for report in reports:
+        for name, metric in report.items():
+            found.setdefault(name, []).append(metric)
+    return {name: _merge(metrics) for name, metrics in found.items()}
 
 
 def _merge(metrics: list[Metric]) -> Metric:

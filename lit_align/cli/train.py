@@ -15,8 +15,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 # Importing a class registers its short name with the parser.
 from lit_align import callbacks as _callbacks  # noqa: F401
 from lit_align import datamodules as _datamodules  # noqa: F401
+from lit_align.algorithms import a2c as _a2c  # noqa: F401
 from lit_align.algorithms import dpo as _dpo  # noqa: F401
+from lit_align.algorithms import grpo as _grpo  # noqa: F401
+from lit_align.algorithms import ppo as _ppo  # noqa: F401
+from lit_align.algorithms import reinforce_pp as _reinforce_pp  # noqa: F401
 from lit_align.algorithms import reward as _reward  # noqa: F401
+from lit_align.algorithms import rloo as _rloo  # noqa: F401
 from lit_align.algorithms import sft as _sft  # noqa: F401
 from lit_align.algorithms.base import AlignModule
 from lit_align.cli import report

@@ -13,7 +13,7 @@ one value per token. So a loss of your own is one function and one line:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -225,11 +225,7 @@ class PolicyObjective:
         Raises:
             ValueError: where the function returned another shape.
         """
-        if tokens.importance != self.loss.importance:
-            tokens = Decisions(
-                tokens.logps, tokens.old_logps, tokens.advantages, tokens.mask, tokens.sequence,
-                tokens.completions, self.loss.importance,
-            )  # fmt: skip
+        tokens = self.at_own_level(tokens)
         inputs = (getattr(tokens, key) for key in self.loss.signature.inputs)
         value = self.loss.function(*inputs, **self.hyperparameters)
         if value.shape != tokens.logps.shape:
@@ -238,6 +234,12 @@ class PolicyObjective:
                 "tokens; it must return one value per token, and no mean"
             )
         return value
+
+    def at_own_level(self, tokens: Decisions) -> Decisions:
+        """The same tokens with ratios at the level of importance of this loss."""
+        if tokens.importance == self.loss.importance:
+            return tokens
+        return replace(tokens, importance=self.loss.importance)
 
     def token_weights(self, tokens: Decisions) -> TokenWeights:
         """What each token counts, and what the weighted sum is divided by."""

@@ -1,0 +1,248 @@
+"""What PPO and A2C share: token rewards with a KL penalty, a critic, and generalised advantages."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.on_policy import OnPolicy
+from lit_align.algorithms.policy_step import clip_metrics, decisions, policy_loss, step_metrics
+from lit_align.algorithms.shaping import KLPenalty, ScoreShaper, ScoreShaping
+from lit_align.batches import Forest
+from lit_align.functional.gae import gae
+from lit_align.functional.group_advantages import weighted_rewards
+from lit_align.functional.kl import KL_ESTIMATORS
+from lit_align.functional.token_rewards import token_rewards
+from lit_align.functional.whitening import moments, whiten, whiten_keep_mean
+from lit_align.losses.policy import PolicyObjective
+from lit_align.losses.ppo import clipped_squared_error, squared_error, values_clipped
+from lit_align.models.config import PolicyLike
+from lit_align.models.critic import build_actor_critic, build_critic
+from lit_align.models.dropout import remove_dropout
+from lit_align.models.value_head import ValueHeadConfig
+from lit_align.outputs import LossOutput, Metric, Scores
+from lit_align.rollouts.reward_set import RewardResult
+from lit_align.scoring.critic import ActorCritic, Critic
+from lit_align.scoring.full_kl import full_kl
+from lit_align.scoring.policy import Policy
+
+CriticLike = PolicyLike | Literal["shared"]
+
+
+class ActorCriticModule(OnPolicy):
+    """A policy and a critic that says what each of its tokens was worth.
+
+    Args:
+        critic: ``shared`` puts a value head on the policy's own trunk; a name, directory or description gives
+            the critic a trunk of its own, initialised from there.
+        value_head: how the value head starts, where none comes with the model.
+        kl: the penalty for leaving the reference.
+        scores: what is done to scores before they are rewards.
+        gamma: discount per token.
+        gae_lambda: 0 trusts the critic for all that follows a token, 1 trusts the one sample.
+        objective: the policy loss, a mean over tokens.
+        value_clip_range: how far a value may move from that of the rollout; ``None`` for as far as it likes.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy, which is added to the objective.
+        whiten_advantages: bring advantages to mean 0 and variance 1 over the rollouts of all processes.
+        arguments: of :class:`OnPolicy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        critic: CriticLike,
+        value_head: ValueHeadConfig | None,
+        kl: KLPenalty | None,
+        scores: ScoreShaping | None,
+        gamma: float,
+        gae_lambda: float,
+        objective: PolicyObjective,
+        value_clip_range: float | None,
+        value_coefficient: float,
+        entropy_coefficient: float,
+        whiten_advantages: bool,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        if objective.loss.normaliser != "token_mean":
+            raise ValueError(
+                f"a critic's loss is a mean over tokens, and so must the policy's be, not "
+                f"{objective.loss.normaliser!r}"
+            )
+        self.kl = KLPenalty(**kl) if isinstance(kl, dict) else kl or KLPenalty()
+        self.shaper = ScoreShaper(
+            ScoreShaping(**scores) if isinstance(scores, dict) else scores or ScoreShaping()
+        )
+        self.control = self.kl.control()
+        # In a tuple for the reason that the policy's is; see AlignModule.
+        shared = isinstance(critic, str) and critic == "shared"
+        self._given_critic: Any = None if shared else (critic,)
+        self.value_head_config = ValueHeadConfig(**value_head) if isinstance(value_head, dict) else value_head
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.objective = objective
+        self.value_clip_range = value_clip_range
+        self.value_coefficient = value_coefficient
+        self.entropy_coefficient = entropy_coefficient
+        self.whiten_advantages = whiten_advantages
+        #: The critic with a trunk of its own; ``None`` where the policy carries the value head.
+        self.critic: Critic | None = None
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the KL to a reference is penalised."""
+        return self.kl.coefficient > 0
+
+    def build(self, model: Any) -> Policy:
+        """The policy, with a value head on it where the trunk is shared."""
+        if self._given_critic is not None:
+            return super().build(model)
+        policy = ActorCritic(*build_actor_critic(model, self.value_head_config))
+        remove_dropout(policy.model)
+        return policy
+
+    def attach(self) -> None:
+        """Also build a critic of its own."""
+        super().attach()
+        if self._given_critic is not None:
+            self.critic = Critic(*build_critic(self._given_critic[0], self.value_head_config))
+            remove_dropout(self.critic.model)
+            self.critic.train(self.training)
+
+    # -- experience ------------------------------------------------------------------------------
+
+    def experience(self, rollout: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:
+        """Rewards of tokens, values, advantages and returns as columns."""
+        mask, sequence = rollout.weights, rollout.sequence
+        finished = rollout.completion_columns["finished"].bool()
+        raw = weighted_rewards(rewarded.scores, rewarded.weights)
+        scores = self.shaper(raw, finished, self.sum_over_ranks).nan_to_num()
+        kl = self._kl(rollout)
+        rewards = token_rewards(scores, kl, mask, sequence, kl_coefficient=self.control.value)
+        if rewarded.token_rewards is not None:
+            rewards = rewards + torch.where(mask != 0, rewarded.token_rewards, 0)
+        if self.shaper.shaping.whiten_rewards:
+            rewards = whiten_keep_mean(rewards, mask, self.sum_over_ranks(moments(rewards, mask)))
+        values = self._values(rollout)
+        estimate = gae(rewards, values, mask, sequence, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        advantages = estimate.advantages
+        if self.whiten_advantages:
+            advantages = whiten(advantages, mask, self.sum_over_ranks(moments(advantages, mask)))
+        metrics = self._objective_metrics(rollout, scores, kl)
+        for name, column in (
+            ("advantages", advantages),
+            ("returns", estimate.returns),
+            ("values", values),
+        ):
+            rollout = rollout.with_token_column(name, column)
+        self._steer(rollout, kl)
+        return rollout, metrics
+
+    def _kl(self, rollout: Forest) -> Tensor:
+        logps = rollout.token_columns["old_logps"]
+        if not self.uses_reference:
+            return torch.zeros_like(logps)
+        if self.kl.estimator == "full":
+            return full_kl(self.policy, self.reference, rollout, temperature=self.temperature)
+        return KL_ESTIMATORS[self.kl.estimator](logps, rollout.token_columns["reference_logps"])
+
+    def _values(self, rollout: Forest) -> Tensor:
+        if self.critic is not None:
+            return self.critic(rollout)
+        found = rollout.token_columns.get("values")
+        # Completions that did not come from the generator have not met the value head yet.
+        values: Tensor = self.policy(rollout, temperature=self.temperature).values if found is None else found
+        return torch.where(rollout.weights != 0, values, 0)
+
+    def _steer(self, rollout: Forest, kl: Tensor) -> None:
+        counted = (rollout.weights != 0).to(kl.dtype)
+        count = torch.tensor(float(rollout.num_completions), device=kl.device)
+        total, samples = self.sum_over_ranks(torch.stack(((kl * counted).sum(), count))).tolist()
+        self.control.update(total / samples, int(samples))
+
+    def _objective_metrics(self, rollout: Forest, scores: Tensor, kl: Tensor) -> dict[str, Metric]:
+        per_completion = rollout.sum_per_completion(kl * (rollout.weights != 0))
+        cost = -self.control.value * per_completion
+        return {
+            "objective/kl": Metric.mean(per_completion),
+            "objective/kl_coef": Metric.mean(torch.tensor([self.control.value], device=kl.device)),
+            "objective/entropy": Metric.mean(
+                rollout.sum_per_completion(-rollout.token_columns["old_logps"] * (rollout.weights != 0))
+            ),
+            "objective/non_score_reward": Metric.mean(cost),
+            "objective/scores": Metric.mean(scores),
+            "objective/rlhf_reward": Metric.mean(scores + cost),
+            "val/num_eos_tokens": Metric.mean(rollout.completion_columns["finished"].float()),
+        }
+
+    # -- loss ------------------------------------------------------------------------------------
+
+    def score_options(self, logging: bool) -> dict[str, Any]:
+        """The entropy where it is in the loss, or reported."""
+        wanted = {"entropy"} if logging or self.entropy_coefficient else set()
+        return {"statistics": frozenset(wanted), "temperature": self.temperature}
+
+    def loss(self, scores: Scores, batch: Forest) -> LossOutput:
+        """Sum over tokens of policy loss, value loss and entropy bonus, and the number of tokens."""
+        fresh = self.buffer.updates == 0
+        tokens = decisions(scores, batch, fresh=fresh)
+        bonus = None
+        if self.entropy_coefficient:
+            assert scores.entropy is not None
+            bonus = -self.entropy_coefficient * scores.entropy
+        output = policy_loss(self.objective, tokens, batch, extra=bonus)
+        output.metrics.update(step_metrics(tokens, scores, batch, fresh=fresh))
+        clipping = clip_metrics(self.objective, tokens)
+        output.metrics.update(clipping)
+        if clipping:
+            output.metrics["policy/clipfrac_avg"] = clipping["clip_ratio/region_mean"]
+        return output if scores.values is None else self._with(output, self.value_loss(scores.values, batch))
+
+    def value_loss(self, values: Tensor, batch: Forest) -> LossOutput:
+        """Sum over tokens of the critic's squared error, and the number of tokens.
+
+        Args:
+            values: ``[N]`` of the present critic.
+            batch: with the columns ``values`` (of the rollout) and ``returns``.
+        """
+        columns, mask = batch.token_columns, batch.weights
+        returns, old = columns["returns"].to(values.dtype), columns["values"].to(values.dtype)
+        metrics = {}
+        if self.value_clip_range is None:
+            each = squared_error(values, returns)
+        else:
+            each = clipped_squared_error(values, old, returns, clip_range=self.value_clip_range)
+            clipped = values_clipped(values.detach(), old, returns, clip_range=self.value_clip_range)
+            metrics["val/clipfrac_avg"] = Metric.mean(clipped.float(), mask)
+        total = (each * mask).sum()
+        metrics["loss/value_avg"] = Metric(total.detach(), mask.sum())
+        metrics["val/mean"] = Metric.mean(values, mask)
+        metrics["val/error"] = Metric.mean((values - returns) ** 2, mask)
+        metrics["returns/mean"] = Metric.mean(returns, mask)
+        return LossOutput(total, mask.sum(), metrics)
+
+    def _with(self, policy: LossOutput, value: LossOutput) -> LossOutput:
+        return LossOutput(
+            policy.total + self.value_coefficient * value.total, policy.weight, policy.metrics | value.metrics
+        )
+
+    def _run(self, batch: Forest, logging: bool) -> LossOutput:
+        output = super()._run(batch, logging)
+        if self.critic is None:
+            return output
+        output = self._with(output, self.critic(batch, loss=self.value_loss))
+        output.metrics["loss"] = Metric(output.total.detach(), output.weight)
+        return output
+
+    # -- checkpoint ------------------------------------------------------------------------------
+
+    def rollout_state(self) -> dict[str, Any]:
+        """Also the KL coefficient, and the moments of the scores."""
+        own = {"kl": self.control.state_dict(), "scores": self.shaper.running.state_dict()}
+        return super().rollout_state() | own
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`rollout_state` gave."""
+        super().load_rollout_state(state)
+        self.control.load_state_dict(state["kl"])
+        self.shaper.running.load_state_dict(state["scores"])

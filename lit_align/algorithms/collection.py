@@ -1,0 +1,109 @@
+"""From prompts to experience: completions, their rewards, and what policy and reference say of them."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.rollout_metrics import completion_metrics, reward_metrics
+from lit_align.batches import Forest
+from lit_align.functional.importance import IMPORTANCE, masked_weights, truncated_weights
+from lit_align.outputs import Metric
+from lit_align.rollouts.correction import SamplerCorrection
+from lit_align.rollouts.generate import generation_mode
+from lit_align.rollouts.reward_set import RewardResult
+from lit_align.runtime.seeds import derive
+
+if TYPE_CHECKING:
+    from lit_align.algorithms.on_policy import OnPolicy
+
+
+def generate(module: "OnPolicy", prompts: Forest, purpose: str, completions: int | None = None) -> Forest:
+    """Complete each prompt of a batch.
+
+    Args:
+        module: whose policy and generator.
+        prompts: a batch; completions that it has are ignored.
+        purpose: names the randomness: the same purpose, rows and weights give the same completions, whatever
+            the batch and the number of processes.
+        completions: per prompt; those of a rollout by default.
+
+    Returns:
+        The prompts with their completions, and the columns of
+        :class:`lit_align.rollouts.generator.Generator`.
+    """
+    count = completions or module.completions
+    ids, offsets = prompts.prompt_ids.tolist(), prompts.prompt_offsets
+    seen: Counter[int] = Counter()
+    seeds = []
+    for row in prompts.rows:
+        # A mixture may hold a row twice; its copies are no copies of each other's completions.
+        seeds += [derive(module.seed, purpose, row, seen[row], g) for g in range(count)]
+        seen[row] += 1
+    with generation_mode(module.policy):
+        forest = module.generator.generate(
+            module.policy,
+            module.tokenizer,
+            [ids[a:b] for a, b in pairwise(offsets)],
+            completions=count,
+            sampling=module.sampling,
+            seeds=seeds,
+            value_head=getattr(module.policy, "value_head", None),
+        )
+    return replace(forest, rows=prompts.rows, records=prompts.records, prompt_columns=prompts.prompt_columns)
+
+
+@torch.no_grad()
+def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:
+    """Turn rewarded completions into experience: scores of policy and reference, then advantages.
+
+    Args:
+        module: the algorithm.
+        forest: completions, with ``old_logps`` and ``finished``.
+        rewarded: their rewards.
+    """
+    metrics = completion_metrics(forest) | reward_metrics(forest, rewarded, module.sum_over_ranks)
+    unscored = rewarded.table.isnan().all(-1)
+    # Left out of every sum; a reward of 0 would be a judgement.
+    forest = replace(forest, weights=torch.where(unscored[forest.sequence], 0, forest.weights))
+    if module.correction is not None:
+        forest = _corrected(module, forest, module.correction)
+    if module.uses_reference:
+        forest = forest.with_token_column("reference_logps", reference_logps(module, forest))
+    experience, more = module.experience(forest, rewarded)
+    return replace(experience, records=()), metrics | more
+
+
+@torch.no_grad()
+def evaluate(module: "OnPolicy", batch: Forest) -> tuple[Forest, RewardResult, dict[str, Metric]]:
+    """One completion of each held-out prompt, its rewards, and what to report of them."""
+    with module.rollout_mode():
+        forest = generate(module, batch, "evaluation", completions=1)
+        rewarded = module.rewards(forest, module.tokenizer, module.rollouts)
+        metrics = completion_metrics(forest) | reward_metrics(forest, rewarded, module.sum_over_ranks)
+        if module.uses_reference:
+            policy = module.policy(forest, temperature=module.temperature).logps
+            kl = forest.sum_per_completion(policy - reference_logps(module, forest))
+            metrics["objective/kl"] = Metric.mean(kl)
+    return forest, rewarded, metrics
+
+
+def reference_logps(module: "OnPolicy", forest: Forest) -> Tensor:
+    """``[N]`` log-probs of the reference at the temperature of the rollout."""
+    logps: Tensor = module.reference.score(forest, module.temperature)
+    return logps
+
+
+def _corrected(module: "OnPolicy", forest: Forest, correction: SamplerCorrection) -> Forest:
+    with generation_mode(module.policy):
+        logps = module.policy(forest, temperature=module.temperature).logps
+    sampler = forest.token_columns["old_logps"]
+    level = IMPORTANCE["sequence_sum" if correction.level == "sequence" else "token"]
+    ratios = level(logps, sampler, forest.weights, forest.sequence, forest.num_completions)
+    weigh = truncated_weights if correction.kind == "truncate" else masked_weights
+    forest = forest.with_token_column("sampler_logps", sampler)
+    forest = forest.with_token_column("sampler_weights", weigh(ratios, cap=correction.cap))
+    return forest.with_token_column("old_logps", logps)

@@ -1,0 +1,377 @@
+"""What algorithms that sample while they train share: rollouts into a buffer, and a step per minibatch of it.
+
+One minibatch is one ``training_step`` of automatic optimisation, so clipping, accumulation, precision,
+``max_steps`` and every strategy work as they do everywhere. Where the buffer is empty before a batch, the
+policy answers the prompts of that batch, is rewarded, and the buffer is full again.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms import collection, rounds
+from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
+from lit_align.algorithms.optim import OptimConfig
+from lit_align.algorithms.rollout_state import gathered, place
+from lit_align.algorithms.rounds import Completion, Responses
+from lit_align.batches import Forest
+from lit_align.models.config import PolicyLike
+from lit_align.outputs import LossOutput, Metric
+from lit_align.rollouts.buffer import RolloutBuffer, merge_states, minibatch_plan
+from lit_align.rollouts.correction import SamplerCorrection
+from lit_align.rollouts.generate import Prompt
+from lit_align.rollouts.generator import Generator
+from lit_align.rollouts.reward_set import RewardResult, RewardSet, RewardsLike
+from lit_align.rollouts.sampling import Sampling
+from lit_align.runtime.seeds import derive
+from lit_align.scoring.policy import Policy
+from lit_align.scoring.references import NoReference, Reference, default_reference
+
+
+class OnPolicy(AlignModule):
+    """A policy that learns from its own completions.
+
+    An algorithm says what a rollout is worth (:meth:`experience`) and what the loss of a minibatch is
+    (:meth:`loss`). A batch holds prompts, and is handed over ``steps_per_rollout`` times in a row, once for
+    each minibatch of the rollout that it starts; `lit_align.datamodules.PromptDataModule` does that.
+
+    Args:
+        policy: Hub name, directory, description, or a module in memory.
+        tokenizer: name, directory or object; by default the policy's own.
+        reference: what the policy is held to; by default the policy as it was built, where the algorithm
+            compares with one at all.
+        rewards: reward functions and models: see :class:`lit_align.rollouts.reward_set.RewardSet`.
+        sampling: how completions are sampled.
+        generator: what samples them; by default this package's own.
+        completions: completions per prompt, ``G``.
+        num_epochs: passes over each rollout.
+        num_minibatches: optimiser steps per pass (with accumulation: micro-batches).
+        correction: weights for the difference between the sampler's probabilities and the trainer's; by
+            default none for a generator in this process.
+        target_kl: pass over the rest of a rollout once the policy has moved by 1.5 times this, in nats per
+            token from the policy that sampled.
+        lr: learning rate at the end of the warm-up.
+        optim: optimiser and schedule.
+        loss_average: see :class:`AlignModule`.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        tokenizer: TokenizerLike,
+        reference: Reference | None,
+        rewards: RewardsLike,
+        sampling: Sampling | None,
+        generator: Generator | None,
+        completions: int,
+        num_epochs: int,
+        num_minibatches: int,
+        correction: SamplerCorrection | None,
+        target_kl: float | None,
+        lr: float,
+        optim: OptimConfig | None,
+        loss_average: LossAverage,
+    ) -> None:
+        super().__init__(policy, tokenizer, lr, optim, loss_average)
+        for name, value in (
+            ("completions", completions),
+            ("num_epochs", num_epochs),
+            ("num_minibatches", num_minibatches),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.reference: Any = reference
+        self.rewards = RewardSet.build(rewards)
+        self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling or Sampling()
+        self._generator = generator
+        self.completions = completions
+        self.num_epochs = num_epochs
+        self.num_minibatches = num_minibatches
+        self.correction = SamplerCorrection(**correction) if isinstance(correction, dict) else correction
+        self.target_kl = target_kl
+        self.buffer = RolloutBuffer()
+        #: Rollouts made so far: what their randomness is derived from.
+        self.rollouts = 0
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        # Micro-batches of the window that is still open, what was before it, how far the policy moved in it.
+        self._open = 0
+        self._before: tuple[int, dict[str, Any], list[Any]] = (0, {}, [])
+        self._moved: list[Metric] = []
+        self._own_optimizer: torch.optim.Optimizer | None = None
+
+    # -- what an algorithm says ------------------------------------------------------------------
+
+    @abstractmethod
+    def experience(self, rollout: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:
+        """A rollout with what the loss needs of it as columns (``advantages``), and what to report.
+
+        Args:
+            rollout: with ``old_logps`` and, where :attr:`uses_reference`, ``reference_logps``.
+            rewarded: its rewards.
+        """
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the reference's log-probs are wanted."""
+        return True
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Training steps (minibatches) that one batch of prompts is good for; the data module asks."""
+        return self.num_epochs * self.num_minibatches
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by wherever log-probs are compared with the sampler's."""
+        return self.sampling.temperature or 1.0
+
+    @property
+    def generator(self) -> Generator:
+        """What samples completions."""
+        if self._generator is None:
+            from lit_align.rollouts.native import NativeGenerator
+
+            self._generator = NativeGenerator()
+        return self._generator
+
+    # -- model -----------------------------------------------------------------------------------
+
+    def build(self, model: Any) -> Policy:
+        """A policy without dropout, so that what it samples and what it scores are the same."""
+        from lit_align.models.build import build_causal_lm
+        from lit_align.models.dropout import remove_dropout
+
+        policy = Policy(build_causal_lm(model))
+        remove_dropout(policy.model)
+        return policy
+
+    def attach(self) -> None:
+        """Make the reference from the policy as it is now, and load what judges it."""
+        if self.reference is None:
+            self.reference = default_reference(self.policy) if self.uses_reference else NoReference()
+        self.reference.attach(self.policy, self.model_config)
+        self.rewards.attach(self.policy, self.tokenizer if self.has_tokenizer else None)
+
+    # -- rollouts --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, prompts: Forest) -> tuple[Forest, dict[str, Metric]]:
+        """Answer a batch of prompts and say what the answers are worth: what the buffer is filled with."""
+        self.generator.sync(self.policy, self.rollouts)
+        forest = collection.generate(self, prompts, f"rollout {self.rollouts}")
+        return collection.judge(self, forest, self.rewards(forest, self.tokenizer, self.rollouts))
+
+    def on_train_batch_start(self, batch: Forest, batch_idx: int) -> None:
+        """Roll out where the buffer is empty."""
+        if not self.buffer.empty:
+            if batch.rows != self.buffer.source:
+                raise RuntimeError(
+                    f"the batch holds rows {list(batch.rows)[:4]} while the rollout of rows "
+                    f"{list(self.buffer.source)[:4]} has {len(self.buffer.plan) - self.buffer.taken} steps "
+                    f"left: each batch of prompts has to come {self.steps_per_rollout} times in a row "
+                    "(steps_per_rollout), as PromptDataModule gives them"
+                )
+            return
+        self._check_accumulation()
+        if self._open == 0:
+            self._before = (self.rollouts, self.rollout_state(), self.process_state())
+        with self.rollout_mode():
+            experience, metrics = self.rollout(batch)
+        self.fill(experience, batch.rows)
+        if self._trainer_logs_every():
+            self._reports.append(metrics)
+
+    def fill(self, experience: Forest, source: Sequence[int]) -> None:
+        """Put a rollout into the buffer, cut into minibatches."""
+        seed = derive(self.seed, "plan", self.rollouts)
+        plan = minibatch_plan(
+            experience.num_prompts, epochs=self.num_epochs, minibatches=self.num_minibatches, seed=seed
+        )
+        self.buffer.fill(experience, plan, source)
+        self.rollouts += 1
+
+    @contextmanager
+    def rollout_mode(self) -> Iterator[None]:
+        """The precision of the trainer, in hooks where it is not in force by itself."""
+        if self._trainer is None:
+            yield
+            return
+        with self.trainer.precision_plugin.forward_context():
+            yield
+
+    def _check_accumulation(self) -> None:
+        every = self.trainer.accumulate_grad_batches
+        steps = self.steps_per_rollout
+        if steps % every and every % steps:
+            raise ValueError(
+                f"accumulate_grad_batches is {every}, but a rollout has {steps} minibatches (num_epochs "
+                f"{self.num_epochs} x num_minibatches {self.num_minibatches}): one must divide the other, or "
+                "a window would mix the end of a rollout with the start of another"
+            )
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def training_step(self, batch: Forest, batch_idx: int) -> Any:
+        """A step on the next minibatch of the buffer; ``batch`` is what the rollout was made of."""
+        minibatch = self.buffer.take().to(self.device)
+        self._open += 1
+        return None if self.buffer.stopped else super().training_step(minibatch, batch_idx)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step as every algorithm does, or pass over a minibatch of a rollout that is done with."""
+        if self.buffer.stopped and optimizer_closure is not None:
+            optimizer_closure()
+            if self._logs_this_step() and self._reports:
+                self._log_training()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._open = 0
+
+    def after_optimizer_step(self) -> None:
+        """Count the update, look at how far it went, and let a moving reference take its step."""
+        self.after_update()
+        self.reference.after_step(self.policy, self.trainer.global_step + 1)
+
+    def after_update(self) -> None:
+        """What follows each change of the weights, with a trainer or without."""
+        self.buffer.updates += 1
+        moved, self._moved = self._moved, []
+        if self.target_kl is None or not moved:
+            return
+        sums = torch.stack([torch.stack((m.value.float(), m.weight.float())) for m in moved]).sum(0)
+        drift, weight = self.sum_over_ranks(sums).tolist()
+        self.buffer.stopped = drift > 1.5 * self.target_kl * weight
+
+    def _run(self, batch: Forest, logging: bool) -> LossOutput:
+        output = super()._run(batch, logging)
+        if self.target_kl is not None and "policy/approxkl_avg" in output.metrics:
+            self._moved.append(output.metrics["policy/approxkl_avg"])
+        return output
+
+    def validation_step(self, batch: Forest, batch_idx: int) -> None:
+        """Answer held-out prompts, and collect rewards and lengths."""
+        self._reports.append(collection.evaluate(self, batch)[2])
+
+    def test_step(self, batch: Forest, batch_idx: int) -> None:
+        """Answer test prompts, and collect rewards and lengths."""
+        self._reports.append(collection.evaluate(self, batch)[2])
+
+    def predict_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
+        """Completions of prompts with their rewards, one entry per completion."""
+        forest, rewarded, _ = collection.evaluate(self, batch)
+        texts = self.tokenizer.batch_decode([c for _, c, _ in forest.sequences()], skip_special_tokens=True)
+        return {
+            "row": [forest.rows[p] for p in forest.parents],
+            "completion": texts,
+            "finished": forest.completion_columns["finished"].tolist(),
+            **{name: rewarded.table[:, i].tolist() for i, name in enumerate(rewarded.names)},
+        }
+
+    # -- by hand ---------------------------------------------------------------------------------
+
+    def respond(self, prompts: Sequence[Prompt], *, seed: int = 0, completions: int = 1) -> Responses:
+        """Answer prompts, without a trainer.
+
+        Args:
+            prompts: texts, or conversations (lists of ``{"role": ..., "content": ...}``).
+            seed: of the sampling.
+            completions: per prompt.
+        """
+        return rounds.respond(self, prompts, seed=seed, completions=completions)
+
+    def step(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        rewards: Sequence[float | None],
+        *,
+        max_norm: float | None = 1.0,
+    ) -> dict[str, float]:
+        """One round of optimisation, without a trainer, on completions that you have judged.
+
+        Args:
+            prompts: one per completion; the completions of a group repeat theirs.
+            completions: texts (an end token is added), or token ids as :meth:`respond` gives them.
+            rewards: one per completion; ``None`` leaves it out.
+            max_norm: what the norm of the gradient is clipped to.
+
+        Returns:
+            The metrics of the round.
+        """
+        return rounds.optimise(self, prompts, completions, rewards, max_norm=max_norm)
+
+    def own_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of :meth:`step`, made at its first use."""
+        if self._own_optimizer is None:
+            self._own_optimizer = rounds.optimizer_of(self)
+        return self._own_optimizer
+
+    # -- checkpoint ------------------------------------------------------------------------------
+
+    def rollout_state(self) -> dict[str, Any]:
+        """State of the algorithm beside weights and buffer, as plain data; the same on every process."""
+        return {"rewards": self.rewards.reward_state()}
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`rollout_state` gave."""
+        self.rewards.load_reward_state(state["rewards"])
+
+    def process_state(self) -> list[Any]:
+        """What this process alone holds beside its buffer (a replay buffer), as plain data and tensors."""
+        return []
+
+    def load_process_states(self, states: Sequence[list[Any]], rank: int, world_size: int) -> None:
+        """Take up this process's part of what :meth:`process_state` gave on each process."""
+
+    def saved_names(self) -> frozenset[str]:
+        """The trainable weights, and those of a reference that moves."""
+        return super().saved_names() | self.reference.saved_names()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the rollout that is half used, and what its successors will depend on."""
+        super().on_save_checkpoint(checkpoint)
+        self.reference.flush()
+        rollouts, state, own, buffer = self.rollouts, self.rollout_state(), self.process_state(), {}
+        if self._open <= self.buffer.taken:
+            buffer = self.buffer.state_dict(give_back=self._open)
+        else:
+            # The open window began with an earlier rollout. It will be made again, from the same weights.
+            rollouts, state, own = self._before
+        checkpoint["on_policy"] = {
+            "processes": gathered({"buffer": buffer, "own": own}),
+            "rollouts": rollouts,
+            "seed": self.seed,
+            "state": state,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the rollout that was half used."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["on_policy"]
+        rank, world_size = place()
+        buffers = merge_states([one["buffer"] for one in state["processes"]], world_size)
+        self.buffer.load_state_dict(buffers[rank], self.device)
+        self.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
+        self.rollouts, self.seed = state["rollouts"], state["seed"]
+        self._open = 0
+        self.load_rollout_state(state["state"])
+
+    # -- the rest --------------------------------------------------------------------------------
+
+    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+        """A tensor of sums, added over all processes."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return sums
+        total: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return total

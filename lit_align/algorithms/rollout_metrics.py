@@ -1,0 +1,62 @@
+"""What is reported of a rollout: lengths of completions, and rewards. Names are TRL's."""
+
+import torch
+from torch import Tensor
+
+from lit_align.batches import Forest
+from lit_align.functional.group_advantages import Reduce, group_statistics, weighted_rewards
+from lit_align.functional.whitening import mean_and_variance, moments
+from lit_align.outputs import Metric
+from lit_align.rollouts.reward_set import RewardResult
+
+
+def groups_of(forest: Forest) -> Tensor:
+    """``[C]`` the prompt of each completion."""
+    return torch.tensor(forest.parents, dtype=torch.long, device=forest.device)
+
+
+def completion_metrics(forest: Forest) -> dict[str, Metric]:
+    """How long completions are, and how many were cut off at their limit.
+
+    Args:
+        forest: with the column ``finished`` ``[C]``.
+    """
+    lengths = torch.tensor(forest.completion_lengths, dtype=torch.float32, device=forest.device)
+    finished = forest.completion_columns["finished"].bool()
+    metrics = {
+        "completions/mean_length": Metric.mean(lengths),
+        "completions/min_length": Metric.low(lengths),
+        "completions/max_length": Metric.high(lengths),
+        "completions/clipped_ratio": Metric.mean((~finished).float()),
+        "completions/mean_terminated_length": Metric.mean(lengths, finished.float()),
+    }
+    # A process without a finished completion reports extremes that change nothing.
+    ended = lengths[finished]
+    low = ended.min() if len(ended) else lengths.new_tensor(torch.inf)
+    high = ended.max() if len(ended) else lengths.new_tensor(-torch.inf)
+    one = torch.ones((), device=forest.device)
+    metrics["completions/min_terminated_length"] = Metric(low, one, "min")
+    metrics["completions/max_terminated_length"] = Metric(high, one, "max")
+    return metrics
+
+
+def reward_metrics(forest: Forest, rewarded: RewardResult, sum_over_ranks: Reduce) -> dict[str, Metric]:
+    """The weighted reward, its spread, and what the reward functions report.
+
+    Args:
+        forest: the completions.
+        rewarded: their rewards.
+        sum_over_ranks: adds sums over processes: the deviation is that of all completions together.
+    """
+    rewards = weighted_rewards(rewarded.table, rewarded.weights)
+    scored = ~rewards.isnan()
+    _, variance = mean_and_variance(sum_over_ranks(moments(rewards, scored)))
+    metrics = {
+        "reward": Metric(rewards.nan_to_num().sum(), scored.sum().float()),
+        "reward_std": Metric.mean(variance.sqrt()[None]),
+        **rewarded.metrics,
+    }
+    if forest.num_completions > forest.num_prompts:
+        _, deviation = group_statistics(rewards, groups_of(forest), forest.num_prompts)
+        metrics["frac_reward_zero_std"] = Metric.mean((deviation < 1e-6).float())
+    return metrics
