@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lit_align import __version__
 from lit_align.cli.errors import CommandLineError, nearest
+from lit_align.cli.terminal import printable
 
 # command: (module of lit_align.cli, what it does)
 _COMMANDS = {
@@ -73,7 +74,8 @@ def _run(arguments: list[str]) -> int:
 def _complain(error: Exception, status: int) -> int:
     hint = getattr(error, "hint", "") or "LIT_ALIGN_DEBUG=1 shows where it was raised"
     text = str(error) if str(error) else type(error).__name__
-    print(f"error: {text}\n  {hint}", file=sys.stderr)
+    # It may quote a file.
+    print(printable(f"error: {text}\n  {hint}"), file=sys.stderr)
     return status
 
 

@@ -18,6 +18,7 @@ def print_metrics(stage: str, results: Sequence[Mapping[str, float]]) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names = sorted({name for one in results for name in one})
     table = Table(title=stage)
@@ -25,7 +26,7 @@ def print_metrics(stage: str, results: Sequence[Mapping[str, float]]) -> None:
     for index in range(len(results)):
         table.add_column("value" if len(results) == 1 else f"loader {index}", justify="right")
     for name in names:
-        table.add_row(name, *(f"{one[name]:.4f}" if name in one else "" for one in results))
+        table.add_row(Text(name), *(f"{one[name]:.4f}" if name in one else "" for one in results))
     Console().print(table)
 
 
