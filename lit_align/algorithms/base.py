@@ -126,7 +126,7 @@ class AlignModule(L.LightningModule, ABC):
         mesh = self.device_mesh
         # Only process zero builds weights; the others get their pieces of it.
         spread = mesh is not None and self.model_config is not None and self.trainer.world_size > 1
-        with skeleton(spread and self.global_rank != 0):
+        with skeleton(spread):
             # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
             self.policy = self.build(self._given[0]).train(self.training)
             if self.has_tokenizer:

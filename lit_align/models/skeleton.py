@@ -6,8 +6,9 @@ model. Buffers that no checkpoint has (the frequencies of rotary embeddings) com
 here knows how an architecture computes them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,20 +16,36 @@ from torch import Tensor, nn
 
 from lit_align.runtime.sharded_files import WholeTensors
 
+_spread: ContextVar[bool] = ContextVar("lit_align_spread", default=False)
+
 
 @contextmanager
-def skeleton(wanted: bool = True) -> Iterator[None]:
-    """Inside the block, models get no weights; nothing where it is not wanted."""
-    if not wanted:
-        yield
-        return
-    with torch.device("meta"):
-        yield
+def skeleton(spread: bool) -> Iterator[None]:
+    """Inside the block, models get weights on process zero alone; where ``spread`` is false, everywhere.
+
+    All processes enter it.
+    """
+    token = _spread.set(spread)
+    empty = spread and torch.distributed.get_rank() != 0
+    try:
+        with torch.device("meta") if empty else nullcontext():
+            yield
+    finally:
+        _spread.reset(token)
 
 
 def in_skeleton() -> bool:
     """Whether models get no weights here."""
     return torch.get_default_device().type == "meta"
+
+
+def as_on_zero(ask: Callable[[], bool]) -> bool:
+    """The answer to a question about weights; in a skeleton all processes ask, and process zero answers."""
+    if not _spread.get():
+        return ask()
+    told = [ask() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return bool(told[0])
 
 
 class FromZero:

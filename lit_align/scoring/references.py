@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, QuantizationConfig
+from lit_align.models.skeleton import as_on_zero
 from lit_align.scoring.adapters import (
     active_adapter,
     adapter_off,
@@ -294,7 +295,7 @@ def default_reference(policy: Policy) -> Reference:
         policy: the policy, before training.
     """
     model = policy.model
-    if has_adapters(model) and is_fresh(model) and only_adapters_train(model):
+    if has_adapters(model) and as_on_zero(lambda: is_fresh(model)) and only_adapters_train(model):
         return AdapterOff()
     return FrozenCopy()
 

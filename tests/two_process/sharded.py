@@ -103,6 +103,9 @@ MODULES |= {
     "loaded_pissa": lambda: SFT(
         LOADED | {"lora": {"r": 2, "extra": {"init_lora_weights": "pissa"}}}, lr=0.003
     ),
+    # The first adapters are new, so that the reference is the base without them; the second are not.
+    "loaded_default": lambda: DPO(LOADED | {"lora": {"r": 2}}, lr=0.003),
+    "default": lambda: DPO(LORA, lr=0.003),
     "loaded_reference": lambda: DPO(dict(LOADED), reference=FromPath("lit-align/tiny"), lr=0.003),
 }
 

@@ -72,7 +72,10 @@ def test_sharded_equals_one_process(algorithm, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["loaded", "loaded_reward_lora", "loaded_pissa", "loaded_reference"])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["loaded", "loaded_reward_lora", "loaded_pissa", "loaded_default", "default", "loaded_reference"],
+)
 def test_only_process_zero_builds_weights(algorithm, run, tmp_path):
     one = run(algorithm, "auto", 1, tmp_path / "one.pt")
     two = run(algorithm, "fsdp2", 2, tmp_path / "two.pt")
