@@ -88,6 +88,14 @@ def test_only_process_zero_builds_weights(algorithm, run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["critic", "value_adapter"])
+def test_replicated_critics_equal_one_process(algorithm, run, tmp_path):
+    """Their gradients are made inside of the forward pass, and reduced when the total's are asked for."""
+    one = run(algorithm, "auto", 1, tmp_path / "one.pt")
+    assert_equal(one, run(algorithm, "ddp", 2, tmp_path / "two.pt"))
+
+
+@pytest.mark.slow
 def test_lightning_s_own_strategy_gives_the_same(run, tmp_path):
     one = run("sft", "auto", 1, tmp_path / "one.pt")
     assert_equal(one, run("sft", "lightning", 2, tmp_path / "two.pt"))
