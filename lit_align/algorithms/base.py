@@ -14,7 +14,7 @@ from lit_align.algorithms.metrics import average
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
-from lit_align.models.sharding import shard
+from lit_align.models.sharding import separate, shard
 from lit_align.models.skeleton import FromZero, skeleton
 from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
@@ -135,9 +135,11 @@ class AlignModule(L.LightningModule, ABC):
                 check_tokenizer(self.tokenizer, self.policy.model)
             self.attach()
         if mesh is not None:
+            scorers = [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]
+            separate(scorers)
             weights = FromZero(self, self.trainer.strategy.root_device) if spread else None
             # Last, because what is made from the policy is made from whole weights.
-            for scorer in [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]:
+            for scorer in scorers:
                 shard(scorer, mesh["data_parallel"])
             if weights is not None:
                 weights.fill()

@@ -52,6 +52,24 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
         register_fsdp_forward_method(scorer, method)
 
 
+def separate(scorers: Iterable[nn.Module]) -> None:
+    """Give each scorer its own copy of what it shares with one before it, in place.
+
+    A sharded parameter belongs to one root, which gathers it; another scorer could not use it.
+    """
+    owned: set[int] = set()
+    copies: dict[int, nn.Parameter] = {}
+    for scorer in scorers:
+        if getattr(scorer, "shares_model", False):
+            continue
+        for module in scorer.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) in owned:
+                    copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                    module._parameters[key] = copies.setdefault(id(parameter), copy)
+        owned |= {id(parameter) for parameter in scorer.parameters()}
+
+
 def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[str, Tensor]]:
     """The weights of sharded modules on the CPU of process zero, nothing on the others; all call this.
 

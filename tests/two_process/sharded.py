@@ -28,7 +28,7 @@ from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.sharded_strategy import ShardedStrategy
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.policy import Policy
-from lit_align.scoring.references import AdapterOff, FromPath, FrozenCopy
+from lit_align.scoring.references import AdapterOff, FromPath, FrozenCopy, SharedLayers
 from lit_align.scoring.value_adapter import ValueAdapter
 
 # The doctest collector imports scripts too, from elsewhere.
@@ -42,9 +42,9 @@ LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
 class Valued(AlignModule):
     """Policy and critic on one batch: a loss of log-probs and one of values."""
 
-    def __init__(self, policy: Any, critic: str) -> None:
-        super().__init__(policy, lr=0.03)
-        self.kind = critic
+    def __init__(self, policy: Any, critic: str, lr: float = 0.03) -> None:
+        super().__init__(policy, lr=lr)
+        self.kind, self.given = critic, policy
         self.critic: Any = None
 
     def build(self, model: Any) -> Policy:
@@ -56,7 +56,7 @@ class Valued(AlignModule):
     def attach(self) -> None:
         head = ValueHeadConfig("normal")
         if self.kind == "own":
-            self.critic = Critic(*build_critic(dict(POLICY, seed=5), head)).train()
+            self.critic = Critic(*build_critic(dict(self.given, seed=5), head)).train()
         if self.kind == "adapter":
             lora = LoraConfig(r=3, extra={"init_lora_weights": False})
             self.critic = ValueAdapter(self.policy, lora, head).train()
@@ -106,6 +106,9 @@ MODULES |= {
     # The first adapters are new, so that the reference is the base without them; the second are not.
     "loaded_default": lambda: DPO(LOADED | {"lora": {"r": 2}}, lr=0.003),
     "default": lambda: DPO(LORA, lr=0.003),
+    "loaded_shared": lambda: DPO(dict(LOADED), reference=SharedLayers(1), lr=0.003),
+    "loaded_critic": lambda: Valued(dict(LOADED), "own", lr=0.003),
+    "loaded_value_adapter": lambda: Valued(LOADED | {"lora": {"r": 2}}, "adapter", lr=0.003),
     "loaded_reference": lambda: DPO(dict(LOADED), reference=FromPath("lit-align/tiny"), lr=0.003),
 }
 

@@ -74,7 +74,17 @@ def test_sharded_equals_one_process(algorithm, run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    ["loaded", "loaded_reward_lora", "loaded_pissa", "loaded_default", "default", "loaded_reference"],
+    [
+        "loaded",
+        "loaded_reward_lora",
+        "loaded_pissa",
+        "loaded_default",
+        "default",
+        "loaded_reference",
+        "loaded_shared",
+        "loaded_critic",
+        "loaded_value_adapter",
+    ],
 )
 def test_only_process_zero_builds_weights(algorithm, run, tmp_path):
     one = run(algorithm, "auto", 1, tmp_path / "one.pt")
