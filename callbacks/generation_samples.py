@@ -4,15 +4,16 @@ from typing import Any
 
 import lightning as L
 
+from lit_align.callbacks.completions import Completer
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer
 from lit_align.callbacks.prompts import read_rows
 from lit_align.callbacks.reporting import log_table
 from lit_align.callbacks.sample_file import SampleFile
 from lit_align.callbacks.sample_table import COLUMNS, Sample, render, table
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
+from lit_align.callbacks.sharding import refuse_fsdp1
 from lit_align.callbacks.sharing import gather, my_chunks
-from lit_align.rollouts.generate import generate_text
+from lit_align.rollouts.generator import Generator
 
 
 class GenerationSamples(L.Callback):
@@ -36,6 +37,8 @@ class GenerationSamples(L.Callback):
         name: in the loggers; two of these callbacks need two.
         model: attribute that holds the model, see :func:`lit_align.callbacks.model_lookup.find_model`.
         tokenizer: attribute that holds the tokenizer.
+        generator: writes the completions; by default this package's own for its policies, and the model's
+            ``generate`` for others, see :class:`lit_align.callbacks.completions.Completer`.
     """
 
     def __init__(
@@ -50,14 +53,15 @@ class GenerationSamples(L.Callback):
         name: str = "samples",
         model: str | None = None,
         tokenizer: str | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self._prompts = [row.prompt for row in read_rows(prompts, "GenerationSamples")]
         self._schedule = Schedule(every_n_steps, "GenerationSamples")
         self.max_new_tokens, self.temperature, self.batch_size = max_new_tokens, temperature, batch_size
         self.terminal, self.name = terminal, name
         self._model_name, self._tokenizer_name = model, tokenizer
-        self._model: Any = None
-        self._tokenizer: Any = None
+        self._generator = generator
+        self._completer: Completer | None = None
         self._file = SampleFile(output)
         self._before: dict[tuple[int, str], str] = {}
         self._last = -1
@@ -71,7 +75,7 @@ class GenerationSamples(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a strategy without whole weights."""
         refuse_fsdp1(trainer, "GenerationSamples")
-        self._model = None
+        self._completer = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the completions before training, unless the run goes on and has them."""
@@ -129,16 +133,13 @@ class GenerationSamples(L.Callback):
             pl_module.print(render(title, rows))
 
     def _generate(self, trainer: Any, pl_module: Any) -> list[Sample]:
-        if self._model is None:
-            self._model = find_model(pl_module, self._model_name)
-            if not hasattr(self._model, "generate"):
-                raise ValueError(f"GenerationSamples: {type(self._model).__name__} does not generate text")
-            self._tokenizer = find_tokenizer(pl_module, self._tokenizer_name, trainer.datamodule)
+        if self._completer is None:
+            model = find_model(pl_module, self._model_name)
+            tokenizer = find_tokenizer(pl_module, self._tokenizer_name, trainer.datamodule)
+            self._completer = Completer(pl_module, model, tokenizer, self.batch_size, self._generator)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            mine = run_inside(
-                pl_module, self._model, lambda: self._share(trainer.global_rank, trainer.world_size)
-            )
+            mine = self._share(trainer.global_rank, trainer.world_size)
         return sorted(gather(trainer, mine))
 
     def _share(self, rank: int, world: int) -> list[Sample]:
@@ -152,15 +153,13 @@ class GenerationSamples(L.Callback):
         return ("greedy", "sampled") if self.temperature else ("greedy",)
 
     def _complete(self, rows: range, mode: str) -> list[Sample]:
-        texts = generate_text(
-            self._model,
-            self._tokenizer,
+        assert self._completer is not None
+        texts = self._completer.texts(
             [self._prompts[i] for i in rows],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature if mode == "sampled" else 0.0,
-            batch_size=self.batch_size,
             # The same at every look, so that a change of the text is a change of the model.
-            seed=rows.start,
+            rows,
+            self.max_new_tokens,
+            self.temperature if mode == "sampled" else 0.0,
         )
         return [
             Sample(i, mode, _shown(self._prompts[i]), self._before.get((i, mode)), text)

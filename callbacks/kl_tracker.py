@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
 
 from lit_align.batches import Forest
 from lit_align.callbacks.before_restore import before_restore
+from lit_align.callbacks.completions import Completer
 from lit_align.callbacks.kl_references import AdapterOff, Cached, KLReference, OtherModel
 from lit_align.callbacks.kl_tally import Tally
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adapted
-from lit_align.callbacks.prompts import Row, encode_rows, forest_of, read_rows, sample_rows
+from lit_align.callbacks.prompts import Row, encode_rows, forest_of, read_rows
 from lit_align.callbacks.reporting import log_histogram, log_now
 from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
@@ -73,6 +75,7 @@ class KLTracker(L.Callback):
         self._reference: KLReference | None = None
         self._restored: dict[int, Any] = {}
         self._tally: Tally | None = None
+        self._completer: Completer | None = None
         self._cancel: Callable[[], None] = lambda: None
 
     @property
@@ -85,7 +88,7 @@ class KLTracker(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch for a checkpoint: the reference is made of the weights before it is loaded."""
         refuse_fsdp1(trainer, "KLTracker")
-        self._model = None
+        self._model = self._completer = None
         self._cancel = before_restore(pl_module, lambda: self._start(trainer, pl_module))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -142,13 +145,11 @@ class KLTracker(L.Callback):
         if reference.logps:
             return
 
-        def remember() -> None:
-            for rows, _ in self._chunks(trainer):
-                reference.remember(self._model, self._forest(rows, pl_module.device), rows)
-
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            run_inside(pl_module, self._model, remember)
+            for rows, _ in self._chunks(trainer):
+                forest = self._forest(rows, pl_module)
+                run_inside(pl_module, self._model, partial(reference.remember, self._model, forest, rows))
         # Any process may be given any rows when the run is resumed with another number of them.
         reference.logps = dict(gather(trainer, list(reference.logps.items())))
 
@@ -200,34 +201,34 @@ class KLTracker(L.Callback):
     def _measure(self, trainer: Any, pl_module: Any, tally: Tally, batch: Any) -> None:
         assert self._reference is not None
         with trainer.precision_plugin.forward_context():
-            run_inside(pl_module, self._model, lambda: self._add(trainer, pl_module, tally, batch))
+            if self._rows is None:
+                forest = forest_of(batch, "KLTracker")
+                if forest.num_tokens:
+                    self._add(pl_module, tally, forest, None)
+                return
+            for rows, counts in self._chunks(trainer):
+                self._add(pl_module, tally if counts else None, self._forest(rows, pl_module), rows)
 
-    def _add(self, trainer: Any, pl_module: Any, tally: Tally, batch: Any) -> None:
+    def _add(self, pl_module: Any, tally: Tally | None, forest: Forest, rows: range | None) -> None:
         assert self._reference is not None
-        if self._rows is None:
-            forest = forest_of(batch, "KLTracker")
-            if forest.num_tokens:
-                values = self._reference.divergences(self._model, forest)
-                tally.add(values, _sequences(forest))
-            return
-        for rows, counts in self._chunks(trainer):
-            forest = self._forest(rows, pl_module.device)
-            values = self._reference.divergences(self._model, forest, rows)
-            if counts:
-                tally.add(values, _sequences(forest))
+        measure = partial(self._reference.divergences, self._model, forest, rows)
+        values = run_inside(pl_module, self._model, measure)
+        if tally is not None:
+            tally.add(values, _sequences(forest))
 
     def _chunks(self, trainer: Any) -> list[tuple[range, bool]]:
         assert self._rows is not None
         return my_chunks(len(self._rows), self.batch_size, trainer.global_rank, trainer.world_size)
 
-    def _forest(self, rows: range, device: Any) -> Forest:
+    def _forest(self, rows: range, pl_module: Any) -> Forest:
         assert self._rows is not None
         chosen = [self._rows[i] for i in rows]
         if self._given:
-            return encode_rows(self._tokenizer, chosen).to(device)
-        return sample_rows(self._model, self._tokenizer, chosen, self.max_new_tokens, seed=rows.start).to(
-            device
-        )
+            return encode_rows(self._tokenizer, chosen).to(pl_module.device)
+        if self._completer is None:
+            self._completer = Completer(pl_module, self._model, self._tokenizer, self.batch_size)
+        # The same seeds at every look, so that a change of the numbers is a change of the model.
+        return self._completer.forest([row.prompt for row in chosen], rows, self.max_new_tokens, 1.0)
 
     def _finish(self, trainer: Any, tally: Tally, metrics: dict[str, float], stage: str) -> None:
         name = tally.estimates[-1]

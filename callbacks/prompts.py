@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lit_align.batches import Forest
-from lit_align.rollouts.generate import Prompt, encode_prompt, generation_mode, left_pad, sampling_arguments
+from lit_align.rollouts.generate import Prompt, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,26 +60,6 @@ def encode_rows(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Fo
     return Forest.from_lists(prompts, completions)
 
 
-def sample_rows(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_new_tokens: int, seed: int
-) -> Forest:
-    """Rows with completions that the model samples now, from its own distribution, as a forest.
-
-    The global random state and the modes of the modules are left as they were.
-    """
-    prompts = [encode_prompt(tokenizer, row.prompt, index) for index, row in enumerate(rows)]
-    device = next(model.parameters()).device
-    ids, mask = left_pad(prompts, tokenizer.pad_token_id or 0, device)
-    devices = [device] if device.type == "cuda" else []
-    with generation_mode(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        sampling = sampling_arguments(tokenizer, max_new_tokens, 1.0, 1.0, 0)
-        output = model.generate(input_ids=ids, attention_mask=mask, **sampling)
-    ends = _end_ids(model, tokenizer)
-    completions = [[_until(row, ends)] for row in output[:, ids.shape[1] :].tolist()]
-    return Forest.from_lists(prompts, completions)
-
-
 def forest_of(batch: Any, owner: str) -> Forest:
     """A batch of a data module as a forest: ours as it is, padded rectangles row by row.
 
@@ -121,14 +101,3 @@ def _row(item: Any, place: str) -> Row:
         kind = type(completion if completion is not None else item).__name__
         raise ValueError(f"{place} is a {kind}; a prompt is text or a list of turns, a completion is text")
     return Row(item, completion)
-
-
-def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [ends]
-    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
-
-
-def _until(ids: list[int], ends: set[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: stop + 1]

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from lit_align.batches import Forest
+from lit_align.callbacks.completions import Completer
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer
 from lit_align.callbacks.prompts import read_rows
 from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sentinel_check import Seen
 from lit_align.callbacks.sentinel_checks import CHECKS
-from lit_align.callbacks.sharding import run_inside
 from lit_align.callbacks.sharing import gather
-from lit_align.rollouts.generate import generate_text
+
+#: Completions at once.
+_BATCH = 16
 
 
 class Sentinel(L.Callback):
@@ -115,14 +117,11 @@ class Sentinel(L.Callback):
         tokenizer = find_tokenizer(pl_module, self._tokenizer_name, datamodule)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            texts = run_inside(
-                pl_module,
-                model,
-                lambda: generate_text(
-                    model, tokenizer, self._prompts, max_new_tokens=self.max_new_tokens, temperature=0.0
-                ),
+            forest = Completer(pl_module, model, tokenizer, _BATCH).forest(
+                self._prompts, range(len(self._prompts)), self.max_new_tokens, temperature=0.0
             )
-        ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        ends = set(tokenizer.all_special_ids)
+        ids = [[t for t in completion if t not in ends] for _, completion, _ in forest.sequences()]
         self._look(trainer, Seen(texts=ids))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

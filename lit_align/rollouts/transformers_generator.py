@@ -32,12 +32,15 @@ class TransformersGenerator:
 
     Args:
         max_rows: completions that are written at once.
+        in_step: all processes make equally many forward passes. So it is anyway where the policy is sharded;
+            say so where it is the model inside of it.
     """
 
-    def __init__(self, max_rows: int = 64) -> None:
+    def __init__(self, max_rows: int = 64, in_step: bool = False) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; it must be at least 1")
         self.max_rows = max_rows
+        self.in_step = in_step
 
     def sync(self, policy: Policy, version: int) -> None:
         """Nothing to hand over: the policy's own weights are used."""
@@ -64,7 +67,8 @@ class TransformersGenerator:
         # Rows of like length pad each other least.
         order = sorted(range(len(seeds)), key=lambda c: -len(prompts[c // completions]))
         chunks = [order[i : i + self.max_rows] for i in range(0, len(order), self.max_rows)]
-        with generation_mode(policy), whole_root(policy) as sharded:
+        with generation_mode(policy), whole_root(policy) as root_is_sharded:
+            sharded = root_is_sharded or self.in_step
             calls = agree(len(chunks), device) if sharded else len(chunks)
             for i in range(calls):
                 # A process that has written everything goes along, for the others' sake.

@@ -39,6 +39,18 @@ def test_training_is_the_same_bit_for_bit(lora, make_stranger, make_model, make_
     assert found[0][2] == found[1][2]
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+def test_training_of_ours_is_the_same_bit_for_bit(lora, make_trainer) -> None:
+    found = []
+    for callbacks in ([], [GenerationSamples(["Hello", "No"], 1, max_new_tokens=6, terminal=False)]):
+        L.seed_everything(0)
+        module = DPO({"path": "lit-align/tiny", "lora": lora}, lr=1e-3)
+        data = PreferenceDataModule(train="lit-align/manners-pairs", batch_size=4)
+        make_trainer(*callbacks, max_steps=3, limit_val_batches=0).fit(module, data)
+        found.append({n: p.detach().clone() for n, p in module.named_parameters()})
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 def test_before_and_now(
     package, make_stranger, make_model, make_trainer, loader, tokenizer, tmp_path
 ) -> None:

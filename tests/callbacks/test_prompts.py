@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_align import Forest
-from lit_align.callbacks.prompts import encode_rows, forest_of, read_rows, sample_rows
+from lit_align.callbacks.prompts import encode_rows, forest_of, read_rows
 
 TURNS = [{"role": "user", "content": "Hello"}]
 
@@ -39,24 +39,6 @@ def test_completions_end_with_eos(tokenizer) -> None:
     forest = encode_rows(tokenizer, read_rows([{"prompt": "Hello", "completion": " you"}], "X"))
     assert forest.completion_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(forest.completion_ids[:-1]) == " you"
-
-
-def test_sampled_completions_are_the_models_and_seeded(make_model, tokenizer) -> None:
-    model = make_model().train()
-    rows = read_rows(["Hello", "Where is my order?"], "X")
-    state = torch.get_rng_state()
-    first = sample_rows(model, tokenizer, rows, 8, seed=0)
-    assert torch.equal(state, torch.get_rng_state())
-    assert model.training
-    assert torch.equal(first.completion_ids, sample_rows(model, tokenizer, rows, 8, seed=0).completion_ids)
-    assert not torch.equal(
-        first.completion_ids, sample_rows(model, tokenizer, rows, 8, seed=1).completion_ids
-    )
-    assert first.num_completions == 2
-    assert max(first.completion_lengths) <= 8
-    # The end is part of what was sampled, and nothing behind it is.
-    model.generation_config.eos_token_id = [int(first.completion_ids[2])]
-    assert sample_rows(model, tokenizer, rows, 8, seed=0).completion_lengths[0] == 3
 
 
 def test_padded_batches(rows) -> None:

@@ -25,6 +25,7 @@ from lit_align.callbacks import (
     SyncReference,
     Throughput,
     WeightAverage,
+    WinRate,
 )
 from lit_align.datamodules import PreferenceDataModule
 from lit_align.models.sharding import layers
@@ -98,6 +99,12 @@ def ours(processes: int) -> tuple[Any, ...]:
     return module, data
 
 
+def longer(prompts: Any, firsts: Any, seconds: Any) -> list[float]:
+    """The share of the first one in the length of both."""
+    sides = zip(firsts, seconds, strict=True)
+    return [len(first) / max(1, len(first) + len(second)) for first, second in sides]
+
+
 def callbacks(kind: str, folder: Path) -> list[Any]:
     """All that look at the model or write it."""
     found: list[Any] = [
@@ -107,6 +114,8 @@ def callbacks(kind: str, folder: Path) -> list[Any]:
         KLTracker("copy", None, 1, name="batch"),
         KLTracker("copy", name="val_batch"),
         GenerationSamples(PROMPTS, 2, max_new_tokens=5, batch_size=2, terminal=False),
+        WinRate(PROMPTS, longer, every_n_steps=2, max_new_tokens=5, batch_size=2),
+        WinRate(PROMPTS, longer, name="at_validation", max_new_tokens=5, batch_size=2),
         Sentinel(every_n_steps=1, prompts=PROMPTS, max_new_tokens=4),
         Throughput(1),
         ExportHF(folder / "export", every_n_steps=2),
