@@ -1,7 +1,6 @@
 """The loop of the native generator: read prompts, choose tokens, drop what has ended, fill up, go on."""
 
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +9,13 @@ from lit_align.batches import Forest
 from lit_align.rollouts.lean import lean_decoder, same_states
 from lit_align.rollouts.slots import PromptReader, PromptStates, Slots
 from lit_align.rollouts.transcript import Transcript
-from lit_align.scoring.attention import bringing, carrier
-from lit_align.scoring.flat import next_logits
+from lit_align.scoring.attention import bringing
+from lit_align.scoring.flat import hidden_states, next_logits
 from lit_align.scoring.layout import flat_layout
 from lit_align.scoring.padded import base_model
 
+#: From states ``[R, D]`` to values ``[R]``.
+Values = Callable[[Tensor], Tensor]
 IDLE, WRITES, READS = 0, 1, 2
 
 
@@ -24,7 +25,7 @@ class DecodingLoop:
     Args:
         model: a causal language model that takes flat rows, with or without adapters.
         script: the completions to write.
-        value_head: from states ``[R, D]`` to values ``[R]``.
+        values: from states ``[R, D]`` to ``[R]``.
         max_rows: completions that are written at once.
         prefill_tokens: prompt tokens that are read at once, unless one prompt alone has more.
         device: where the model is.
@@ -37,7 +38,7 @@ class DecodingLoop:
         self,
         model: nn.Module,
         script: Transcript,
-        value_head: nn.Module | None,
+        values: Values | None,
         max_rows: int,
         prefill_tokens: int,
         device: torch.device,
@@ -45,7 +46,7 @@ class DecodingLoop:
         lean: MutableMapping[nn.Module, bool] | None = None,
     ) -> None:
         self.model, self.trunk = model, base_model(model).base_model
-        self.script, self.value_head = script, value_head
+        self.script, self.values = script, values
         self.prefill_tokens, self.device, self.shared = prefill_tokens, device, shared
         # Longest first: what is written side by side then differs least in length, and no step attends to
         # more places than its longest row has.
@@ -105,16 +106,16 @@ class DecodingLoop:
             Forest.from_lists([list(prompts[p]) for p in chosen], [[[]]] * len(chosen)).to(self.device)
         )
         reader = PromptReader()
-        hidden = self._forward(layout.input_ids, layout.position_ids, carrier(layout), reader)[0]
+        hidden = hidden_states(self.model, layout, layout.last, reader)
         end = 0
-        for p, last in zip(chosen, hidden[layout.last], strict=True):
+        for p, last in zip(chosen, hidden, strict=True):
             start, end = end, end + len(prompts[p])
             self.read[p] = reader.states(start, end, last)
 
     def _read_nothing(self) -> None:
         """A forward pass for the others' sake."""
         layout = flat_layout(Forest.from_lists([[0]], [[[]]]).to(self.device))
-        self._forward(layout.input_ids, layout.position_ids, carrier(layout), PromptReader())
+        hidden_states(self.model, layout, layout.last, PromptReader())
 
     def _admit(self) -> None:
         states = [] if self.states is None else [self.states]
@@ -131,7 +132,7 @@ class DecodingLoop:
 
     def _choose(self) -> None:
         assert self.states is not None
-        values = None if self.value_head is None else self.value_head(self.states)
+        values = None if self.values is None else self.values(self.states)
         self.tokens = self.script.write(self.rows, next_logits(self.model, self.states), values)
         alive = [slot for slot, c in enumerate(self.rows) if self.script.running[c]]
         if len(alive) < len(self.rows):
@@ -152,15 +153,13 @@ class DecodingLoop:
         if lean is not None and trusted:
             self.states = lean
             return
-        mask = bringing(self.slots.attend, self.device)
-        ids, positions = self.tokens[:, None], positions[:, None]
-        self.states = self._forward(ids, positions, mask, self.slots)[:, 0]
+        self.states = self.trunk(
+            input_ids=self.tokens[:, None],
+            attention_mask=bringing(self.slots.attend, self.device),
+            position_ids=positions[:, None],
+            past_key_values=self.slots,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
         if lean is not None:
             self.verdicts[self.trunk] = agrees = same_states(lean, self.states)
             self.lean = self.lean if agrees else None
-
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        output = self.trunk(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        return output.last_hidden_state

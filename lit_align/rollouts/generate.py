@@ -122,14 +122,16 @@ def sampling_arguments(
 
 
 @contextmanager
-def generation_mode(model: nn.Module) -> Iterator[None]:
+def generation_mode(*models: nn.Module | None) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in.
 
     In training mode under gradient checkpointing transformers drops the cache's positions and generates
     wrong tokens, with no more than a notice.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    present = [model for model in models if model is not None]
+    training = [module for model in present for module in model.modules() if module.training]
+    for model in present:
+        model.eval()
     try:
         with torch.no_grad():
             yield

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lit_align.batches import Forest
-from lit_align.rollouts.decoding import IDLE, DecodingLoop
+from lit_align.rollouts.decoding import IDLE, DecodingLoop, Values
 from lit_align.rollouts.generate import generation_mode
 from lit_align.rollouts.generator import check_request
 from lit_align.rollouts.sampling import Sampling
@@ -74,11 +74,11 @@ class NativeGenerator:
         script = Transcript(
             prompts, completions, sampling, seeds, ends, tokenizer, device, value_head is not None
         )
-        with generation_mode(policy), whole_root(policy) as sharded:
+        with generation_mode(policy, value_head), whole_root(policy, value_head) as (sharded, values):
             longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
             obstacle = self._obstacle(policy, agree(longest, device) if sharded else longest)
             if obstacle is None:
-                self._run(policy, script, value_head, device, sharded)
+                self._run(policy, script, values, device, sharded)
                 return script.forest()
         if not self._told:
             logger.info("completions are written by transformers' own loop: %s", obstacle)
@@ -97,14 +97,14 @@ class NativeGenerator:
         self,
         policy: Policy,
         script: Transcript,
-        value_head: nn.Module | None,
+        values: Values | None,
         device: torch.device,
         sharded: bool,
     ) -> None:
         loop = DecodingLoop(
             policy.model,
             script,
-            value_head,
+            values,
             self.max_rows,
             self.prefill_tokens,
             device,

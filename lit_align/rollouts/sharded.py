@@ -5,34 +5,40 @@ first. And embedding and head belong to the root group, which is gathered when t
 generation calls the model inside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_align.batches import Forest
 
 
 @contextmanager
-def whole_root(policy: nn.Module) -> Iterator[bool]:
-    """The weights of the root group whole inside the block.
+def whole_root(
+    policy: nn.Module, value_head: nn.Module | None = None
+) -> Iterator[tuple[bool, Callable[[Tensor], Tensor] | None]]:
+    """The weights of the root group, and of a value head, whole inside the block.
 
     Yields:
-        Whether the policy is sharded at all.
+        Whether the policy is sharded at all, and what to call for values, which waits for nobody.
     """
     from torch.distributed.fsdp import FSDPModule
 
     if not isinstance(policy, FSDPModule):
-        yield False
+        yield False, value_head
         return
     # The first call of a sharded module makes it the root of its groups; nothing of ours may come before.
     policy(Forest.from_lists([[0]], [[[0]]]).to(next(policy.parameters()).device))
-    policy.unshard()
+    groups = [policy] + ([value_head] if isinstance(value_head, FSDPModule) else [])
+    for group in groups:
+        group.unshard()
     try:
-        yield True
+        # Calling the module itself would gather and spread its weights again.
+        yield True, None if value_head is None else value_head.forward
     finally:
-        policy.reshard()
+        for group in groups:
+            group.reshard()
 
 
 def agree(number: int, device: torch.device) -> int:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
+from lit_align.rollouts.decoding import Values
 from lit_align.rollouts.generate import generation_mode, left_pad
 from lit_align.rollouts.generator import check_request
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.sharded import agree, whole_root
 from lit_align.rollouts.stopping import stop_tokens
 from lit_align.rollouts.transcript import Transcript
-from lit_align.scoring.padded import base_model
+from lit_align.scoring.padded import base_model, last_hidden_state
 from lit_align.scoring.policy import Policy
 
 if TYPE_CHECKING:
@@ -67,13 +68,14 @@ class TransformersGenerator:
         # Rows of like length pad each other least.
         order = sorted(range(len(seeds)), key=lambda c: -len(prompts[c // completions]))
         chunks = [order[i : i + self.max_rows] for i in range(0, len(order), self.max_rows)]
-        with generation_mode(policy), whole_root(policy) as root_is_sharded:
+        whole = whole_root(policy, value_head)
+        with generation_mode(policy, value_head), whole as (root_is_sharded, values):
             sharded = root_is_sharded or self.in_step
             calls = agree(len(chunks), device) if sharded else len(chunks)
             for i in range(calls):
                 # A process that has written everything goes along, for the others' sake.
                 rows = chunks[i] if i < len(chunks) else []
-                self._generate(policy.model, transcript, rows, value_head, device, sharded)
+                self._generate(policy.model, transcript, rows, values, device, sharded)
         return transcript.forest()
 
     def _generate(
@@ -81,7 +83,7 @@ class TransformersGenerator:
         model: Any,
         transcript: Transcript,
         rows: list[int],
-        value_head: nn.Module | None,
+        values: Values | None,
         device: torch.device,
         sharded: bool,
     ) -> None:
@@ -89,47 +91,38 @@ class TransformersGenerator:
 
         prompts = [transcript.prompts[c // transcript.completions] for c in rows] or [[0]]
         ids, mask = left_pad(prompts, 0, device)
-        inner = base_model(model)
-        trunk = inner.get_decoder() if inner.config.is_encoder_decoder else inner.base_model
-        loop = _Loop(transcript, rows, value_head)
-        listener = trunk.register_forward_hook(loop.listen) if value_head is not None else None
-        try:
-            with _plain_generation_config(inner):
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    do_sample=False,
-                    use_cache=True,
-                    max_new_tokens=transcript.sampling.max_new_tokens,
-                    logits_processor=LogitsProcessorList([loop.choose]),
-                    stopping_criteria=StoppingCriteriaList([loop.stop]),
-                    synced_gpus=sharded,
-                )
-        finally:
-            if listener is not None:
-                listener.remove()
+        with last_hidden_state(model if values else None) as states, _plain_generation_config(model):
+            loop = _Loop(transcript, rows, values, states)
+            model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=transcript.sampling.max_new_tokens,
+                logits_processor=LogitsProcessorList([loop.choose]),
+                stopping_criteria=StoppingCriteriaList([loop.stop]),
+                synced_gpus=sharded,
+            )
 
 
 class _Loop:
     """What happens between two forward passes of ``generate``."""
 
-    def __init__(self, transcript: Transcript, rows: list[int], value_head: nn.Module | None) -> None:
-        self.transcript, self.rows, self.value_head = transcript, rows, value_head
-        self.states: Tensor | None = None
-
-    def listen(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        """Keep the states that the next token is chosen in."""
-        self.states = output.last_hidden_state[:, -1]
+    def __init__(
+        self, transcript: Transcript, rows: list[int], values: Values | None, states: list[Tensor]
+    ) -> None:
+        self.transcript, self.rows, self.values, self.states = transcript, rows, values, states
 
     def choose(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """All but the chosen token impossible."""
         places = [i for i, c in enumerate(self.rows) if self.transcript.running[c]]
         chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        # Of the latest forward pass only.
+        states = [state[:, -1] for state in self.states[-1:]]
+        self.states.clear()
         if places:
             index = torch.tensor(places, device=scores.device)
-            values = None
-            if self.value_head is not None and self.states is not None:
-                values = self.value_head(self.states[index])
+            values = None if self.values is None else self.values(states[0][index])
             rows = [self.rows[i] for i in places]
             chosen[index] = self.transcript.write(rows, scores[index], values)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
@@ -145,6 +138,7 @@ def _plain_generation_config(model: Any) -> Iterator[None]:
     """No sampling options of the model's own, which would silently change the distribution."""
     from transformers import GenerationConfig
 
+    model = base_model(model)
     own = model.generation_config
     kept = ("bos_token_id", "decoder_start_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in kept})

@@ -15,13 +15,16 @@ from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
 
 
-def hidden_states(model: nn.Module, layout: FlatLayout, places: Tensor | None = None) -> Tensor:
+def hidden_states(
+    model: nn.Module, layout: FlatLayout, places: Tensor | None = None, cache: Any = None
+) -> Tensor:
     """States of the last layer, after its norm.
 
     Args:
         model: with or without adapters.
         layout: of the row.
         places: ``[M]`` places in the row whose states are wanted, where that is not all.
+        cache: is given the keys and values of every layer, as a cache of transformers is.
 
     Returns:
         ``[M, D]``, or ``[T, D]`` without ``places``.
@@ -32,7 +35,8 @@ def hidden_states(model: nn.Module, layout: FlatLayout, places: Tensor | None = 
         input_ids=layout.input_ids,
         attention_mask=carrier(carried),
         position_ids=layout.position_ids,
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
     states = output.last_hidden_state[0]
     if places is None:

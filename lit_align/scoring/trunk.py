@@ -102,6 +102,7 @@ class _FastMLP(_Fast):
 
 class _FastAttention(_Fast):
     is_last = False
+    layer_idx: Any
     head_dim: Any
     q_proj: Any
     k_proj: Any
@@ -119,7 +120,7 @@ class _FastAttention(_Fast):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         layout = forest_of(attention_mask)
-        if not self.fast or layout is None or past_key_values is not None:
+        if not self.fast or layout is None:
             return super().forward(
                 hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
             )
@@ -127,6 +128,8 @@ class _FastAttention(_Fast):
         cos, sin = (t[:, :, None, :half] for t in position_embeddings)
         keys = self._heads(self.k_proj, "k_norm", hidden_states, cos, sin)
         values = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
         if self.is_last and layout.rows is not None:
             rows = layout.rows.kept
             hidden_states, cos, sin = (t.index_select(1, rows) for t in (hidden_states, cos, sin))
@@ -168,7 +171,7 @@ class _FastLastLayer(_Fast):
     ) -> Tensor:
         """Every token gives keys and values; only the rows that are asked for go on from there."""
         layout = forest_of(attention_mask)
-        if not self.fast or layout is None or layout.rows is None or past_key_values is not None:
+        if not self.fast or layout is None or layout.rows is None:
             return super().forward(
                 hidden_states,
                 attention_mask=attention_mask,
@@ -181,6 +184,7 @@ class _FastLastLayer(_Fast):
         attended, _ = self.self_attn(
             hidden_states=self.input_layernorm(hidden_states),
             attention_mask=attention_mask,
+            past_key_values=past_key_values,
             position_embeddings=position_embeddings,
         )
         hidden_states = hidden_states.index_select(1, layout.rows.kept) + attended

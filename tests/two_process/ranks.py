@@ -69,7 +69,7 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     assert peft
-    scripts = {name: importlib.import_module(name) for name in ("callbacks", "sharded", "step")}
+    scripts = {name: importlib.import_module(name) for name in ("callbacks", "rollouts", "sharded", "step")}
     for line in sys.stdin:
         request = json.loads(line)
         script = scripts[request["script"]]
