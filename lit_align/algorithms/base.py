@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_align.algorithms.clipping import clip_in_step, forget_scale
 from lit_align.algorithms.metrics import average
+from lit_align.algorithms.micro_batches import WithGradientOf, run_parts
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.models.sharding import separate, shard
 from lit_align.models.skeleton import FromZero, skeleton
-from lit_align.outputs import LossOutput, Metric
+from lit_align.outputs import LossOutput, Metric, merge_outputs
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
 from lit_align.scoring.value_adapter import ValueAdapter
@@ -74,6 +76,11 @@ class AlignModule(L.LightningModule, ABC):
         self.lr = lr
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OptimConfig()
         self.loss_average = loss_average
+        if loss_average == "micro_batch" and self.optim.micro_batch_tokens is not None:
+            raise ValueError(
+                "micro_batch_tokens cuts a batch into parts of one sum, and loss_average: micro_batch asks "
+                "for averages of batches: leave one of the two out"
+            )
         self.policy = None
         # The checkpoint holds trainable weights only; on_load_checkpoint checks that they are all there.
         self.strict_loading = False
@@ -81,7 +88,8 @@ class AlignModule(L.LightningModule, ABC):
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         self._reports: list[dict[str, Metric]] = []
         self._window: list[Tensor] = []
-        self._backward_weight: Tensor | None = None
+        #: Whether the gradients of the window before are forgotten already.
+        self.zeroed = False
 
     # -- what an algorithm says ------------------------------------------------------------------
 
@@ -157,19 +165,18 @@ class AlignModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Forest, batch_idx: int) -> Tensor:
         """The average loss of the micro-batch; its gradient is made exact in :meth:`optimizer_step`."""
-        output = self._run(batch, logging=self._logs_this_step())
+        logging = self._logs_this_step()
+        outputs = run_parts(self, batch, batch_idx, logging)
+        last = outputs[-1].total
+        output = merge_outputs(outputs)
         weight = output.weight if self.loss_average == "window" else torch.ones_like(output.weight)
-        self._backward_weight = weight
         tokens = torch.tensor(float(batch.num_tokens), device=weight.device)
         self._window.append(torch.stack((weight.float(), tokens)))
         if self._trainer_logs_every():
             self._reports.append(output.metrics)
-        return _average(output)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Accumulate the gradient of the sum, so that uneven micro-batches count by their weight."""
-        assert self._backward_weight is not None
-        (loss * self._backward_weight).backward(*args, **kwargs)
+        average = _average(output)
+        # The gradient is that of the sum, so that uneven micro-batches count by their weight.
+        return average if self.loss_average == "micro_batch" else WithGradientOf.apply(last, average)
 
     def optimizer_step(
         self,
@@ -189,9 +196,26 @@ class AlignModule(L.LightningModule, ABC):
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        forget_scale(optimizer)
         self.after_optimizer_step()
         if self._logs_this_step():
             self._log_training()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients of the window before, where the parts of a batch have not done so."""
+        if not self.zeroed:
+            optimizer.zero_grad()
+        self.zeroed = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told, inside the optimiser's own pass over the gradients where it can."""
+        if not clip_in_step(optimizer, gradient_clip_val, gradient_clip_algorithm, self.trainer.precision):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def after_optimizer_step(self) -> None:
         """Called after the weights have changed, while ``global_step`` still counts the steps before."""

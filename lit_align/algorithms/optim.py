@@ -33,6 +33,10 @@ class OptimConfig:
     final_lr_ratio: float = 0.0
     """Learning rate of the last step, as a share of ``lr``."""
 
+    micro_batch_tokens: int | None = None
+    """Tokens that go through the model at a time, as whole prompts with their completions; by default the
+    whole batch. Less needs less memory, and changes no number: the gradients of the parts are summed."""
+
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example ``{betas: [0.9, 0.95]}``."""
 
@@ -40,6 +44,10 @@ class OptimConfig:
         if self.warmup < 0:
             raise ValueError(
                 f"warmup is {self.warmup}; it is a share of all steps (0.1) or a number of steps (100)"
+            )
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
+            raise ValueError(
+                f"micro_batch_tokens is {self.micro_batch_tokens}; it is a number of tokens, or null"
             )
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; choose constant, linear or cosine")

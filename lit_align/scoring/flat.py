@@ -11,6 +11,7 @@ from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring.attention import carrier
 from lit_align.scoring.blocks import blocks
 from lit_align.scoring.head import Loss, chunk_rows, head_loss, head_scores, plain_head
+from lit_align.scoring.head_gradient import HeadGradient, embedding_joins
 from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
 
@@ -92,13 +93,16 @@ def score_loss(
     temperature: float = 1.0,
     couples_batch: bool = False,
     value_head: nn.Module | None = None,
+    gradient: HeadGradient | None = None,
 ) -> LossOutput:
     """A loss of the log-probs, through the fused head where the head is one matrix."""
     head = plain_head(base_model(model), temperature)
     if head is None:
         return loss(score(model, batch, layout, statistics, temperature, value_head), batch)
-    states = hidden_states(model, layout, layout.predictors)
+    gradient = gradient or HeadGradient()
+    with embedding_joins(base_model(model), head.weight, gradient):
+        states = hidden_states(model, layout, layout.predictors)
     targets = batch.completion_ids[layout.scored]
     parts = blocks(batch, layout.scored, chunk_rows(len(head.weight)), couples_batch)
     values = None if value_head is None else value_head(states)
-    return head_loss(states, head, targets, parts, loss, statistics, values)
+    return head_loss(states, head, targets, parts, loss, statistics, values, gradient)

@@ -19,6 +19,7 @@ from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
 from lit_align.outputs import LossOutput, Scores, Statistic, merge_outputs
 from lit_align.scoring.blocks import Block
+from lit_align.scoring.head_gradient import HeadGradient, scaled
 
 # 256 rows keep the products efficient; a small vocabulary takes more, for the sake of the calls around them.
 ROWS = 256
@@ -74,6 +75,7 @@ def head_loss(
     loss: Loss,
     statistics: frozenset[Statistic] = frozenset(),
     values: Tensor | None = None,
+    gradient: HeadGradient | None = None,
 ) -> LossOutput:
     """A loss of log-probs, with the gradients of hidden states and head made on the way.
 
@@ -86,13 +88,15 @@ def head_loss(
         statistics: what the loss wants beside the log-probs.
         values: ``[M]`` of a critic at the scored tokens, which the loss finds in ``Scores.values`` and
             through which its gradient goes on.
+        gradient: where the gradient of the head's weight is collected over several calls.
     """
     outputs: list[LossOutput] = []
 
     def run(
         states: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None, needs: Sequence[bool]
     ) -> HeadWork:
-        work = HeadWork(states, head._replace(weight=weight, bias=bias), targets, statistics, needs, values)
+        owned = head._replace(weight=weight, bias=bias)
+        work = HeadWork(states, owned, targets, statistics, needs, values, gradient)
         outputs.extend(work.block(part, loss) for part in parts)
         return work
 
@@ -129,16 +133,24 @@ class FusedLoss(torch.autograd.Function):
         work = run(hidden, weight, bias, values, [train and needed for needed in ctx.needs_input_grad[:4]])
         ctx.save_for_backward(work.d_hidden, work.d_weight, work.d_bias, work.d_values)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
+        ctx.gradient, ctx.spent = work.gradient, False
         return work.total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The buffers, times the derivative of the total."""
-        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary. A
-        # second backward through the same graph is refused by autograd, loudly.
-        grads = [None if g is None else g.mul_(grad.to(g.dtype)).to(dtype) for g, dtype in saved]
+        if ctx.spent:
+            raise RuntimeError("a fused loss can be differentiated once: its gradients are given away")
+        ctx.spent = True
+        found = ctx.saved_tensors
+        # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary.
+        grads = [
+            None if g is None or i == 1 else scaled(g, grad).to(dtype)
+            for i, (g, dtype) in enumerate(zip(found, ctx.dtypes, strict=True))
+        ]
+        if found[1] is not None:
+            grads[1] = ctx.gradient.hand_over(found[1], grad, ctx.dtypes[1])
         return (*grads, None, None)
 
 
@@ -164,6 +176,7 @@ class HeadWork:
         statistics: frozenset[Statistic],
         needs: Sequence[bool],
         values: Tensor | None = None,
+        gradient: HeadGradient | None = None,
     ) -> None:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
@@ -173,12 +186,18 @@ class HeadWork:
         self.weight = head.weight.to(self.dtype)
         self.total = hidden.new_zeros((), dtype=self.wide)
         self.d_hidden = torch.empty_like(hidden) if needs[0] else None
-        self.d_weight = torch.empty_like(head.weight, dtype=self.wide) if needs[1] else None
+        self.gradient = gradient or HeadGradient()
+        self.d_weight = self.gradient.buffer if needs[1] else None
+        self.fresh_weight = needs[1] and self.d_weight is None
+        if self.fresh_weight:
+            self.d_weight = torch.empty_like(head.weight, dtype=self.wide)
         self.d_bias = torch.empty_like(head.bias, dtype=self.wide) if needs[2] else None  # type: ignore[arg-type]
         self.values = values
         self.d_values = torch.zeros_like(values) if values is not None and needs[3] else None
         self.gradients = any(needs)
-        self.fresh = True
+        self.fresh_bias = True
+        # Statistics and soft-capping want the logits after the log-probs; without, exponentials replace them.
+        self.powers = not statistics and head.softcap is None
 
     def block(self, block: Block, loss: Loss) -> LossOutput:
         """Score a block, run the loss on it, and add its gradients to the buffers."""
@@ -192,16 +211,23 @@ class HeadWork:
         kept: list[tuple[Tensor | None, Tensor]] = []
         for a, b in spans:
             logits = self.logits(a, b)
-            lse = logits.logsumexp(-1)
-            found.append(self.scores(logits, lse, a, b))
-            kept.append((logits if once else None, lse))
+            if self.powers:
+                logps, norm = self._exponentiate(logits, a, b)
+                found.append({"logps": logps})
+            else:
+                norm = logits.logsumexp(-1)
+                found.append(self.scores(logits, norm, a, b))
+            kept.append((logits if once else None, norm))
         scores = {name: torch.cat([f[name] for f in found]) for name in found[0]}
         output, slopes = self._differentiate(scores, block, loss)
         self.total += output.total.detach()
         if slopes is not None:
-            for (a, b), (kept_logits, lse) in zip(spans, kept, strict=True):
-                again = self.logits(a, b) if kept_logits is None else kept_logits
-                self._add_gradients(again, lse, slopes.rows(a - start, b - start), a, b)
+            for (a, b), (tile, norm) in zip(spans, kept, strict=True):
+                if tile is None:
+                    tile = self.logits(a, b)
+                    if self.powers:
+                        self._exponentiate(tile, a, b)
+                self._add_gradients(tile, norm, slopes.rows(a - start, b - start), a, b)
         return output._replace(total=output.total.detach())
 
     def logits(self, a: int, b: int) -> Tensor:
@@ -249,15 +275,24 @@ class HeadWork:
             return output, _Slopes(d_logps)
         return output, _Slopes(d_logps, found["entropy"], scores["entropy"].detach())
 
-    def _add_gradients(self, logits: Tensor, lse: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
-        cap_slope = self.cap_slope(logits)
-        # d total / d z = d_logp (e_y - p) - d_entropy p (log p + H), written over the logits.
-        log_probs = logits.sub_(lse[:, None])
-        if slopes.d_entropy is None:
-            grads = log_probs.exp_().mul_(-slopes.d_logps[:, None])
+    def _exponentiate(self, logits: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
+        # Written over the logits: exp(z - max z). Returns log-probs and sums, [b - a] each.
+        chosen = logits.gather(1, self.targets[a:b, None])[:, 0]
+        largest = logits.amax(-1, keepdim=True)
+        sums = logits.sub_(largest).exp_().sum(-1)
+        return chosen - largest[:, 0] - sums.log(), sums
+
+    def _add_gradients(self, tile: Tensor, norm: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
+        # d total / d z = d_logp (e_y - p) - d_entropy p (log p + H), written over the tile.
+        cap_slope = self.cap_slope(tile)
+        if self.powers:
+            grads = tile.mul_((-slopes.d_logps / norm)[:, None])
+        elif slopes.d_entropy is None:
+            grads = tile.sub_(norm[:, None]).exp_().mul_(-slopes.d_logps[:, None])
         else:
             assert slopes.entropy is not None
-            factor = log_probs.clamp_min_(LEAST_LOGP) + slopes.entropy[:, None]
+            log_probs = tile.sub_(norm[:, None]).clamp_min_(LEAST_LOGP)
+            factor = log_probs + slopes.entropy[:, None]
             factor.mul_(slopes.d_entropy[:, None]).add_(slopes.d_logps[:, None])
             grads = log_probs.exp_().mul_(factor.neg_())
         grads.scatter_add_(1, self.targets[a:b, None], slopes.d_logps[:, None])
@@ -280,15 +315,16 @@ class HeadWork:
             self.d_hidden[a:b] = narrow @ self.weight
         if self.d_weight is not None:
             self._add(self.d_weight, narrow.T, self.hidden[a:b].to(self.dtype))
+            self.fresh_weight = False
         if self.d_bias is not None:
-            self.d_bias.copy_(grads.sum(0)) if self.fresh else self.d_bias.add_(grads.sum(0))
-        self.fresh = False
+            self.d_bias.copy_(grads.sum(0)) if self.fresh_bias else self.d_bias.add_(grads.sum(0))
+            self.fresh_bias = False
 
     def _add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         if total.dtype != left.dtype:
             product = left @ right
-            total.copy_(product) if self.fresh else total.add_(product)
-        elif self.fresh:
+            total.copy_(product) if self.fresh_weight else total.add_(product)
+        elif self.fresh_weight:
             torch.mm(left, right, out=total)
         else:
             total.addmm_(left, right)

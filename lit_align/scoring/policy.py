@@ -17,6 +17,7 @@ from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded, trunk
 from lit_align.scoring.attention import install
 from lit_align.scoring.encoder_decoder import is_encoder_decoder
+from lit_align.scoring.head_gradient import HeadGradient
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
 
@@ -96,6 +97,8 @@ class Policy(Scorer):
         self.neftune_alpha = neftune_alpha
         #: From the states ``[*, D]`` that the model's head sees to values ``[*]``; see ``ActorCritic``.
         self.value_head: nn.Module | None = None
+        #: Where micro-batches of a step collect the gradient of the head; ``None`` for each its own.
+        self.head_gradient: HeadGradient | None = None
 
     @overload
     def forward(
@@ -144,7 +147,15 @@ class Policy(Scorer):
         with noisy_embeddings(self.model, lengths, self.neftune_alpha if self.training else None):
             if layout is not None and loss is not None:
                 return flat.score_loss(
-                    self.model, batch, layout, loss, statistics, temperature, couples_batch, self.value_head
+                    self.model,
+                    batch,
+                    layout,
+                    loss,
+                    statistics,
+                    temperature,
+                    couples_batch,
+                    self.value_head,
+                    self.head_gradient,
                 )
             if layout is not None:
                 return flat.score(self.model, batch, layout, statistics, temperature, self.value_head)

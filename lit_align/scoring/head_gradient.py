@@ -1,0 +1,122 @@
+"""One buffer for the gradient of a head's weight, which may be the largest tensor of a step.
+
+Autograd alone makes a buffer of the size of the vocabulary for every micro-batch, one more for a tied
+embedding, and adds them up. Here all of them write into one, which autograd receives once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class HeadGradient:
+    """The gradient of a head's weight ``[V, D]`` over the micro-batches of a step.
+
+    Every micro-batch must be scaled alike, as the parts of one sum are.
+
+    Attributes:
+        buffer: the sum so far; ``None`` before the first micro-batch.
+        last: whether the next backward pass hands the sum over to autograd, or leaves it here.
+        shared: whether an embedding comes behind, that has something to add.
+    """
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.last = True
+        self.shared = False
+        self._scale: Tensor | None = None
+
+    def hand_over(self, found: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What the backward pass of the head returns for its weight.
+
+        Args:
+            found: the buffer, in the units of the loss.
+            scale: derivative of what is minimised by the loss.
+            dtype: of the weight.
+        """
+        if not self.last:
+            self.buffer, self._scale = found, scale
+            return None
+        result = scaled(found, scale).to(dtype)
+        # Whoever still holds the tensor when it becomes ``.grad`` makes autograd copy it.
+        self.buffer, self._scale = result if self.shared else None, None
+        return result
+
+    def add_rows(self, ids: Tensor, grads: Tensor) -> bool:
+        """Add the gradient of an embedding that shares the weight; ``False`` where no head came before."""
+        if self.buffer is None:
+            return False
+        # What stays here is multiplied by the scale later.
+        grads = grads if self._scale is None else grads / self._scale
+        self.buffer.index_add_(0, ids, grads.to(self.buffer.dtype))
+        if self.last:
+            self.buffer = None
+        return True
+
+
+def scaled(values: Tensor, scale: Tensor) -> Tensor:
+    """``values *= scale``, without a pass over them where that changes nothing."""
+    # Elsewhere than on the host, to look at the number costs more than the pass.
+    if scale.is_cpu and scale.item() == 1.0:
+        return values
+    return values.mul_(scale.to(values.dtype))
+
+
+class TiedEmbedding(torch.autograd.Function):
+    """Rows of a weight that is also the head's: its gradient joins the head's."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, gradient: HeadGradient) -> Tensor:
+        """``ids`` is ``[..., T]``, ``weight`` ``[V, D]``."""
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.padding, ctx.gradient = weight.shape, padding, gradient
+        return weight[ids]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Nothing where the head's buffer took it, and a gradient of its own otherwise."""
+        (ids,) = ctx.saved_tensors
+        rows, grads = ids.flatten(), grad.flatten(0, -2)
+        if ctx.padding is not None:
+            grads = grads.masked_fill((rows == ctx.padding)[:, None], 0.0)
+        if ctx.gradient.add_rows(rows, grads):
+            return None, None, None, None
+        return None, grads.new_zeros(ctx.shape).index_add_(0, rows, grads), None, None
+
+
+class SharedEmbedding(nn.Embedding):
+    """An embedding that knows, inside :func:`embedding_joins`, where its gradient is collected."""
+
+    gradient: HeadGradient | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As :class:`torch.nn.Embedding`."""
+        if self.gradient is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(input)
+        return TiedEmbedding.apply(input, self.weight, self.padding_idx, self.gradient)
+
+
+@contextmanager
+def embedding_joins(model: Any, weight: Tensor, gradient: HeadGradient) -> Iterator[None]:
+    """Inside the block, an embedding that shares the head's weight collects its gradient with the head's."""
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "weight", None) is not weight or not _is_plain(embedding):
+        yield
+        return
+    embedding.__class__, embedding.gradient = SharedEmbedding, gradient
+    gradient.shared = True
+    try:
+        yield
+    finally:
+        del embedding.gradient
+        embedding.__class__ = nn.Embedding
+
+
+def _is_plain(embedding: Any) -> bool:
+    special = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
+    return type(embedding) is nn.Embedding and not special
