@@ -25,16 +25,18 @@ from lit_align.rollouts.reward_set import RewardResult
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.full_kl import full_kl
 from lit_align.scoring.policy import Policy
+from lit_align.scoring.value_adapter import ValueAdapter
 
-CriticLike = PolicyLike | Literal["shared"]
+CriticLike = PolicyLike | Literal["shared", "adapter"]
 
 
 class ActorCriticModule(OnPolicy):
     """A policy and a critic that says what each of its tokens was worth.
 
     Args:
-        critic: ``shared`` puts a value head on the policy's own trunk; a name, directory or description gives
-            the critic a trunk of its own, initialised from there.
+        critic: ``shared`` puts a value head on the policy's own trunk; ``adapter`` gives the critic an
+            adapter of its own on the base under a policy with LoRA; a name, directory or description gives it
+            a trunk of its own, initialised from there.
         value_head: how the value head starts, where none comes with the model.
         kl: the penalty for leaving the reference.
         scores: what is done to scores before they are rewards.
@@ -85,8 +87,8 @@ class ActorCriticModule(OnPolicy):
         self.value_coefficient = value_coefficient
         self.entropy_coefficient = entropy_coefficient
         self.whiten_advantages = whiten_advantages
-        #: The critic with a trunk of its own; ``None`` where the policy carries the value head.
-        self.critic: Critic | None = None
+        #: The critic with a trunk or an adapter of its own; ``None`` where the policy carries the value head.
+        self.critic: Critic | ValueAdapter | None = None
 
     @property
     def uses_reference(self) -> bool:
@@ -104,10 +106,15 @@ class ActorCriticModule(OnPolicy):
     def attach(self) -> None:
         """Also build a critic of its own."""
         super().attach()
-        if self._given_critic is not None:
-            self.critic = Critic(*build_critic(self._given_critic[0], self.value_head_config))
+        if self._given_critic is None:
+            return
+        (given,) = self._given_critic
+        if isinstance(given, str) and given == "adapter":
+            self.critic = ValueAdapter(self.policy, value_head=self.value_head_config)
+        else:
+            self.critic = Critic(*build_critic(given, self.value_head_config))
             remove_dropout(self.critic.model)
-            self.critic.train(self.training)
+        self.critic.train(self.training)
 
     # -- experience ------------------------------------------------------------------------------
 
@@ -227,10 +234,11 @@ class ActorCriticModule(OnPolicy):
         )
 
     def _run(self, batch: Forest, logging: bool) -> LossOutput:
-        output = super()._run(batch, logging)
         if self.critic is None:
-            return output
-        output = self._with(output, self.critic(batch, loss=self.value_loss))
+            return super()._run(batch, logging)
+        # First, because its activations are gone when the policy makes its own.
+        value = self.critic(batch, loss=self.value_loss)
+        output = self._with(super()._run(batch, logging), value)
         output.metrics["loss"] = Metric(output.total.detach(), output.weight)
         return output
 

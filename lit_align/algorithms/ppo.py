@@ -27,8 +27,9 @@ class PPO(ActorCriticModule):
         reference: what the policy is held to; by default the policy as it was built.
         rewards: a function, a model, an adapter, or several with weights; see
             :class:`lit_align.rollouts.reward_set.RewardSet`.
-        critic: ``shared`` puts a value head on the policy's own trunk; a name, directory or description
-            gives the critic a trunk of its own, initialised from there (a reward model, the base).
+        critic: ``shared`` puts a value head on the policy's own trunk; ``adapter`` gives the critic an
+            adapter of its own on the base under a policy with LoRA; a name, directory or description gives it
+            a trunk of its own, initialised from there (a reward model, the base).
         value_head: how the value head starts, where none comes with the model.
         sampling: how completions are sampled.
         generator: what samples them; by default this package's own.

@@ -9,6 +9,7 @@ import torch
 from lit_align.algorithms.collection import judge
 from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
+from lit_align.batches import Forest
 from lit_align.models.value_head import load_value_head
 from lit_align.rollouts.sampling import Sampling
 from lit_align.scoring.critic import ActorCritic, Critic
@@ -132,9 +133,56 @@ def test_a_run_moves_policy_and_critic(tmp_path, critic):
     assert steps[0]["objective/kl"] == pytest.approx(0.0, abs=1e-3)
 
 
+def test_adapters_only(tmp_path):
+    """One base: policy adapter, the reference is the base, a reward adapter, and a value adapter."""
+    from lit_align.models.build import build_reward_model
+    from lit_align.models.export import save_pretrained_dir
+    from lit_align.scoring.adapters import adapter_tensors, base_tensors
+    from lit_align.scoring.references import AdapterOff
+
+    policy = {"path": "lit-align/tiny", "lora": {"r": 4}}
+    reward = build_reward_model({"path": "lit-align/tiny", "lora": {"r": 2}, "seed": 3})
+    path = save_pretrained_dir(reward, None, tmp_path / "reward")
+    module = PPO(
+        policy, rewards={"adapter": str(path)}, critic="adapter", sampling=Sampling(max_new_tokens=8)
+    )
+    module.configure_model()
+    assert isinstance(module.reference, AdapterOff)
+    base = {name: t.clone() for name, t in base_tensors(module.policy.model).items()}
+    before = digest(module)
+    trainer, steps = fit(module, tmp_path, steps=4, batch_size=4)
+    adapters = list(module.policy.model.peft_config)
+    assert len(adapters) == 3
+    for name in ("default", "value"):
+        for key, tensor in adapter_tensors(module.policy.model, name).items():
+            assert tensor.requires_grad
+            # A second matrix is zero at first, so that the first one has no gradient yet in the first step.
+            assert not torch.equal(tensor, before["policy.model." + key.replace("weight", f"{name}.weight")])
+    assert all(torch.equal(t, base[name]) for name, t in base_tensors(module.policy.model).items())
+    assert steps[0]["val/ratio"] == 1.0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {key.rpartition(".")[0] for key in saved if ".value." in key}
+    assert not any("reward" in key for key in saved)
+
+
+def test_the_critic_is_done_before_the_policy_begins():
+    """Otherwise the activations of both would be in memory together."""
+    module = build(critic="lit-align/tiny")
+    module.configure_model()
+    order = []
+    module.critic.register_forward_hook(lambda *_: order.append("critic"))
+    module.policy.register_forward_pre_hook(lambda *_: order.append("policy"))
+    batch = Forest.from_lists([[5, 6]], [[[7, 8, 2]]])
+    for name in ("old_logps", "advantages", "returns", "values"):
+        batch = batch.with_token_column(name, torch.full((3,), 0.5))
+    _, gradients, _ = loss_and_gradients(module, batch)
+    assert order == ["critic", "policy"]
+    assert {name.partition(".")[0] for name in gradients} == {"critic", "policy"}
+
+
 def test_values_of_the_generator_are_those_of_the_critic(tmp_path):
     from lit_align.algorithms.collection import generate
-    from lit_align.batches import Forest
 
     module = build()
     module.configure_model()
