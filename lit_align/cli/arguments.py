@@ -17,7 +17,9 @@ from lit_align.cli.recipes import find_config
 from lit_align.runtime import trust
 
 #: Arguments of an algorithm that describe a model: a bare name stands for their ``path``.
-MODEL_ARGUMENTS = ("policy",)
+MODEL_ARGUMENTS = ("policy", "critic")
+#: Values of them that are words, and no paths.
+_WORDS = ("shared", "adapter")
 ENV_PREFIX = "LIT_ALIGN_"
 #: Options without a dot that may come from the environment; LIT_ALIGN_DEBUG and the like are not options.
 _PLAIN_OPTIONS = ("config", "seed_everything", "ckpt_path", "model", "data")
@@ -75,7 +77,7 @@ def prepare(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ar
     for option, value in given:
         if option in ("--config", "-c", "--trust"):
             continue
-        if _POLICY.fullmatch(option) and value is not None and not value.lstrip().startswith("{"):
+        if _POLICY.fullmatch(option) and _is_path(value):
             option = f"{option}.path"
         options += [option] if value is None else [f"{option}={value}"]
     return Arguments(options, merged, sources, trusted)
@@ -111,7 +113,7 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     places = [model, init] if isinstance(init, dict) else [model]
     for place in places:
         for name in MODEL_ARGUMENTS:
-            if isinstance(place.get(name), str):
+            if isinstance(place.get(name), str) and _is_path(place[name]):
                 place[name] = {"path": place[name]}
     return {**config, "model": model}
 
@@ -131,6 +133,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         mine = merged.get(key)
         merged[key] = merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _is_path(value: str | None) -> bool:
+    return value is not None and value not in _WORDS and not value.lstrip().startswith("{")
 
 
 def _read(name: str | None) -> tuple[str, dict[str, Any]]:

@@ -124,3 +124,15 @@ def test_normalise_leaves_descriptions_alone() -> None:
     config = {"model": {"class_path": "DPO", "init_args": {"policy": {"path": "x"}}}}
     assert normalise(config) == config
     assert normalise({"trainer": {}}) == {"trainer": {}}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("shared", "shared"), ("adapter", "adapter"), ("some/model", {"path": "some/model"})],
+)
+def test_a_critic_is_a_word_or_a_model(given: str, wanted: object) -> None:
+    assert normalise({"model": {"critic": given}}) == {"model": {"critic": wanted}}
+    (option,) = prepare("fit", ["--model.critic", given], {}).options
+    assert option == (
+        "--model.critic.path=some/model" if given == "some/model" else f"--model.critic={given}"
+    )
