@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_align.batches import Forest
 from lit_align.callbacks.completions import Completer
+from lit_align.callbacks.learned_batch import learned_tokens
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer
 from lit_align.callbacks.prompts import read_rows
 from lit_align.callbacks.schedule import Schedule
@@ -100,7 +100,7 @@ class Sentinel(L.Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         seen = Seen(
             loss=float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None,
-            learned=_learned(batch),
+            learned=learned_tokens(pl_module, batch),
             metrics=metrics,
             grad_norm=self._grad_norm,
             held_out=self._rewards(trainer) if new else None,
@@ -174,10 +174,3 @@ class Sentinel(L.Callback):
         same = metrics == self._metrics
         self._metrics = metrics
         return {} if same else metrics
-
-
-def _learned(batch: Any) -> int | None:
-    if isinstance(batch, Forest):
-        return int(batch.weights.count_nonzero())
-    labels = batch.get("labels") if isinstance(batch, dict) else None
-    return int((labels != -100).sum()) if isinstance(labels, Tensor) and labels.ndim == 2 else None

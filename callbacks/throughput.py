@@ -8,9 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_align.batches import Forest
+from lit_align.callbacks.learned_batch import tokens_of
 from lit_align.callbacks.model_lookup import find_model
-from lit_align.callbacks.prompts import forest_of
 from lit_align.callbacks.reporting import log_now
 from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharing import gather
@@ -59,7 +58,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Count the batch, and log where it is time."""
         # A tensor on the device is added up there: reading it would wait for the device at every step.
-        self._tokens = self._tokens + _tokens(batch)
+        self._tokens = self._tokens + tokens_of(pl_module, batch, "Throughput")
         if self._schedule.is_due(trainer):
             self._log(trainer)
 
@@ -101,14 +100,6 @@ class Throughput(L.Callback):
     def _restart(self, trainer: Any) -> None:
         self._tokens, self._seconds, self._steps = 0, 0.0, trainer.global_step
         self._since = time.perf_counter()
-
-
-def _tokens(batch: Any) -> Tensor | int:
-    if isinstance(batch, Forest):
-        return batch.num_tokens
-    if isinstance(batch, dict) and isinstance(batch.get("attention_mask"), Tensor):
-        return batch["attention_mask"].sum()
-    return forest_of(batch, "Throughput").num_tokens
 
 
 def _peak_memory() -> float:
