@@ -12,6 +12,7 @@ from lit_align.callbacks.nan_guard import NanGuard as NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lit_align.callbacks.preemption import Preemption as Preemption
 from lit_align.callbacks.progress_lines import ProgressLines as ProgressLines
+from lit_align.callbacks.rich_progress import RichProgress as RichProgress
 from lit_align.callbacks.sentinel import Sentinel as Sentinel
 from lit_align.callbacks.sync_reference import SyncReference as SyncReference
 from lit_align.callbacks.throughput import Throughput as Throughput
@@ -31,6 +32,7 @@ __all__ = [
     "Preemption",
     "ProgressLines",
     "RewardJudge",
+    "RichProgress",
     "Sentinel",
     "SyncReference",
     "Throughput",

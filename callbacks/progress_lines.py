@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from lit_align.callbacks.progress_numbers import total_steps
+
 
 class ProgressLines(ProgressBar):
     """Print the step, the time and the metrics of the progress bar, every few seconds at most.
@@ -64,6 +66,6 @@ class ProgressLines(ProgressBar):
         values = "  ".join(
             f"{k} {v:.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in metrics.items()
         )
-        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
-        seconds = self._printed - self._started
-        print(f"step {trainer.global_step}/{total}  {seconds:.0f} s  {values}", file=sys.stdout, flush=True)
+        total, seconds = total_steps(trainer), self._printed - self._started
+        step = f"step {trainer.global_step}" + (f"/{total}" if total is not None else "")
+        print(f"{step}  {seconds:.0f} s  {values}", file=sys.stdout, flush=True)

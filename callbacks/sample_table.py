@@ -37,13 +37,13 @@ def render(title: str, rows: Sequence[Sequence[str]]) -> str:
     for name in COLUMNS:
         drawn.add_column(name, overflow="fold", ratio=None if name == "decoding" else 1)
     for row in rows:
-        drawn.add_row(*[Text(_printable(text)) for text in row])
+        drawn.add_row(*[Text(printable(text)) for text in row])
     console = Console(file=io.StringIO(), width=shutil.get_terminal_size((100, 24)).columns)
     console.print(drawn)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def _printable(text: str) -> str:
-    # A model may write the codes that move a terminal's cursor.
-    shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text[:_SHOWN])
-    return shown + (" …" if len(text) > _SHOWN else "")
+def printable(text: str, length: int = _SHOWN) -> str:
+    """The beginning of a text, without the codes that move a terminal's cursor, which a model may write."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:length])
+    return shown + (" …" if len(text) > length else "")

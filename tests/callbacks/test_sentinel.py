@@ -36,7 +36,7 @@ FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
     ),
     "gradient_spike": (
         [*[Seen(grad_norm=1.0 + i / 9) for i in range(10)], Seen(grad_norm=30.0)],
-        [*[Seen(grad_norm=1.0)] * 5, Seen(grad_norm=30.0)],
+        [*[Seen(grad_norm=1.0)] * 12, Seen(grad_norm=9.0), Seen(grad_norm=40.0)],
     ),
     "length_drift": (
         _metrics("completions/mean_length", 10, 11, 9, 30),
