@@ -65,7 +65,7 @@ class RichProgress(ProgressBar):
         """Take the place of the trainer's bar.
 
         Raises:
-            ValueError: the trainer has another bar; one of ``pytorch_lightning`` does not know this for a bar,
+            ValueError: the trainer has another bar; one of ``pytorch_lightning`` does not know this for one,
                 and has its own by default.
         """
         super().setup(trainer, pl_module, stage)

@@ -29,7 +29,7 @@ FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
         _metrics("frac_reward_zero_std", 1, 1, 1),
         _metrics("frac_reward_zero_std", 1, 1, 0.9, 1),
     ),
-    "kl_range": (_metrics("kl/k3", 0.1, 1.5), _metrics("kl/full_per_sequence", 50)),
+    "kl_range": (_metrics("kl/k3", 0.1, 1.5, 1.6), _metrics("kl/k3", 1.5, 0.1, 1.6)),
     "entropy_collapse": (
         _metrics("entropy", *[1.0] * 5, 0.02, 0.02, 0.02),
         _metrics("entropy", *[1.0] * 5, 0.02, 0.02, 0.5, 0.06, 0.06, 0.06),
@@ -103,8 +103,17 @@ def test_lengths_of_samples_and_of_rollouts_are_not_mixed() -> None:
 def test_the_kl_of_a_whole_completion_is_judged_per_token() -> None:
     check = CHECKS["kl_range"]()
     assert check.look(Seen(metrics={"objective/kl": 40.0, "completions/mean_length": 50.0})) is None
-    told = check.look(Seen(metrics={"objective/kl": 60.0, "completions/mean_length": 50.0}))
+    large = Seen(metrics={"objective/kl": 60.0, "completions/mean_length": 50.0})
+    assert check.look(large) is None
+    told = check.look(large)
     assert "objective/kl per token is 1.2 nats" in str(told)
+
+
+def test_the_exact_kl_goes_before_estimates() -> None:
+    check = CHECKS["kl_range"]()
+    for _ in range(3):
+        assert check.look(Seen(metrics={"kl/k3": 3.0, "kl/full": 0.3, "kl/full_per_sequence": 50.0})) is None
+    assert "kl/full is 1.1 nats" in str(check.look(Seen(metrics={"kl/k3": 0.1, "kl/full": 1.1})))
 
 
 def test_kendall() -> None:

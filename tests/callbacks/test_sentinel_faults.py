@@ -19,7 +19,7 @@ LOGGED: dict[str, tuple[dict[str, Curve], int]] = {
     "not_finite": ({"train/reward": lambda t: 0.1 * t if t < 4 else math.nan}, 5),
     "constant_rewards": ({"train/reward": lambda t: 0.25}, 5),
     "groups_without_spread": ({"train/frac_reward_zero_std": lambda t: 1.0}, 3),
-    "kl_range": ({"train/kl": lambda t: 0.3 * t}, 5),
+    "kl_range": ({"train/kl": lambda t: 0.3 * t}, 6),
     "ratio_at_start": ({"train/ratio/first_mean": lambda t: 1.1}, 1),
     "entropy_collapse": ({"train/entropy": lambda t: 2.0 if t < 6 else 0.01}, 9),
     "length_drift": ({"train/completions/mean_length": lambda t: 20.0 + 5 * t}, 8),
