@@ -96,7 +96,7 @@ class GradientSpike(Check):
     name = "gradient_spike"
     source = (
         "spikes come from a few batches (PaLM, arXiv 2204.02311, section 5.1); the numbers are our own "
-        "choice: healthy runs of ppo.yaml and grpo.yaml reach 17 times their median and 2.8 times their largest"
+        "choice: healthy runs of ppo.yaml and grpo.yaml reach 17 times their median, 2.8 times their largest"
     )
 
     def look(self, seen: Seen) -> str | None:
@@ -109,7 +109,7 @@ class GradientSpike(Check):
         if usual == 0 or norm <= max(10 * usual, 5 * max(before, default=0)):
             return None
         return (
-            f"the gradient norm is {norm:.3g}; usual is {usual:.3g}, and the largest so far {max(before):.3g}. "
+            f"the gradient norm is {norm:.3g}; usual is {usual:.3g}, the largest so far {max(before):.3g}. "
             "Look at the rows of this batch; gradient_clip_val limits what one batch can do"
         )
 
