@@ -1,0 +1,173 @@
+"""lit-align and TRL on the same rows, by turns, each run in a process of its own.
+
+    python benchmarks/compare.py --peer .venv-trl/bin/python [--plan cpu] [--only sft,dpo] [--pairs 3]
+
+Both sides start from the same weights and see the same rows in the same order, with the same optimiser,
+clipping and precision. The order alternates (A B, B A, ...), each ratio is taken inside a pair, and the median is
+shown with the smallest and the largest. CPU seconds come first: on a machine with other work the wall clock says
+more about that work. A row whose losses differ says so, and its ratio counts for nothing.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+#: How far the losses of a step may be apart. bf16 has 8 bits: its losses are compared with their own size.
+PARITY = 2e-5
+PARITY_BF16 = 2e-2
+
+
+class Row(NamedTuple):
+    """One line of the table; ``peer`` and ``ours`` are further arguments of one side."""
+
+    workload: str
+    shape: str
+    rows: int
+    steps: int
+    both: tuple[str, ...] = ()
+    peer: tuple[str, ...] = ()
+    ours: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        marks = [m.removeprefix("--") for m in (*self.both, *self.ours) if m.startswith("--")]
+        peer = [f"TRL: {m.removeprefix('--')}" for m in self.peer]
+        return ", ".join([self.workload, *marks, *peer])
+
+
+GROUPED = ("--grouped",)
+PLANS: dict[str, list[Row]] = {
+    "cpu": [
+        *[Row(name, "small", 8, 3) for name in ("sft", "dpo", "dpo_cached", "dpo_lora", "reward")],
+        *[Row(name, "small", 8, 3, GROUPED) for name in ("sft", "dpo", "reward")],
+        *[Row(name, "small", 8, 3, ("--bf16",)) for name in ("sft", "dpo", "reward")],
+        Row("sft", "small", 32, 2),
+        Row("sft", "small", 32, 2, ours=("--micro", "600")),
+        Row("dpo", "small", 8, 3, ours=("--micro", "600")),
+        Row("dpo", "small", 8, 3, ("--bf16", "--checkpointing")),
+        *[Row(name, "big", 4, 2) for name in ("sft", "dpo", "dpo_lora", "reward")],
+        Row("overhead", "tiny", 8, 40),
+    ],
+    "smoke": [Row("sft", "tiny", 2, 2), Row("dpo", "tiny", 2, 2)],
+}
+
+
+def run_once(python: str, script: str, row: Row, extra: Sequence[str], threads: int) -> dict[str, Any]:
+    command = [python, str(HERE / script), row.workload, "--shape", row.shape, "--steps", str(row.steps)]
+    command += ["--rows", str(row.rows), "--threads", str(threads), *row.both, *extra]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return dict(json.loads(line.removeprefix("RESULT ")))
+    raise RuntimeError(f"{' '.join(command)} printed no result:\n{done.stderr[-3000:]}")
+
+
+def run_pairs(row: Row, peer: str, pairs: int, threads: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    found = []
+    for i in range(pairs):
+        sides = {}
+        for side in ("peer", "ours") if i % 2 == 0 else ("ours", "peer"):
+            python, extra = (peer, row.peer) if side == "peer" else (sys.executable, row.ours)
+            sides[side] = run_once(python, f"{side}.py", row, extra, threads)
+        found.append((sides["peer"], sides["ours"]))
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    middle = f"{statistics.median(values):.2f}x"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f}-{max(values):.2f})"
+
+
+def parity(row: Row, found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[bool, float]:
+    """Whether every step of every pair lost alike, and the largest difference."""
+    largest = 0.0
+    for theirs, ours in found:
+        if len(theirs["losses"]) != len(ours["losses"]) or not ours["losses"]:
+            return False, float("inf")
+        for a, b in zip(theirs["losses"], ours["losses"], strict=True):
+            # A NaN on either side fails every comparison below.
+            difference = abs(a - b) / (max(1.0, abs(a)) if "--bf16" in row.both else 1.0)
+            largest = difference if not difference <= largest else largest
+    return largest <= (PARITY_BF16 if "--bf16" in row.both else PARITY), largest
+
+
+HEADER = (
+    "| workload | shape, rows | CPU | wall | memory grown | peak memory | TRL tok/CPU-s | ours "
+    "| of the limit | losses |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: Row, found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    def ratios(of: Callable[[dict[str, Any]], float]) -> str:
+        return spread([of(theirs) / of(ours) for theirs, ours in found])
+
+    def middle(side: int, of: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(of(pair[side]) for pair in found)
+
+    holds, largest = parity(row, found)
+    losses = f"equal to {largest:.0e}" if holds else f"PARITY FAILS ({largest:.0e})"
+    limit = middle(1, lambda r: r["floor"] / r["rate"] / r["cpu"])
+    # The rate of products is float32's: bf16 has another limit.
+    share = "-" if "--bf16" in row.both or row.shape == "tiny" else f"{limit:.0%}"
+    cells = [
+        row.name,
+        f"{row.shape}, {row.rows}",
+        ratios(lambda r: r["cpu"]),
+        ratios(lambda r: r["wall"]),
+        ratios(lambda r: max(r["grown"], 1.0)),
+        ratios(lambda r: r["peak"]),
+        f"{middle(0, lambda r: r['tokens'] / r['cpu']):.0f}",
+        f"{middle(1, lambda r: r['tokens'] / r['cpu']):.0f}",
+        share,
+        losses,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peer", required=True, help="a Python that has TRL")
+    parser.add_argument("--plan", default="cpu", choices=list(PLANS))
+    parser.add_argument("--only", help="workloads of the plan, separated by commas")
+    parser.add_argument("--shape", help="rows of this shape only")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="append each pair to this file, as a line of JSON")
+    a = parser.parse_args(argv)
+    chosen = [
+        row
+        for row in PLANS[a.plan]
+        if (not a.only or row.workload in a.only.split(",")) and (not a.shape or row.shape == a.shape)
+    ]
+    print(HEADER, flush=True)
+    failed, versions = False, ""
+    for row in chosen:
+        found = run_pairs(row, a.peer, a.pairs, a.threads)
+        failed |= not parity(row, found)[0]
+        print(line(row, found), flush=True)
+        versions = f"{found[0][0]['version']}, {found[0][1]['version']}"
+        if a.out:
+            with a.out.open("a") as file:
+                for theirs, ours in found:
+                    file.write(
+                        json.dumps({"row": row.name, "shape": row.shape, "peer": theirs, "ours": ours}) + "\n"
+                    )
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(
+        f"\n{versions}; {a.pairs} pair(s), {a.threads} thread(s); {platform.machine()}, {os.cpu_count()} cores,"
+    )
+    print(f"load {load} over 1, 5 and 15 minutes.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
