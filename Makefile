@@ -1,13 +1,15 @@
 # make demo   a venv, the install, and DPO on the small model that ships; nothing is downloaded but packages
 # make test   the same venv with the developers' tools, and the fast tests
+# make bench  TRL in an environment of its own, and the comparison with it (docs/benchmarks.md)
 VENV   ?= .venv
+PEER   ?= .venv-trl
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Two test processes with one thread each beat one process with two.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test test-slow lint format bench docs clean
+.PHONY: demo test test-slow lint format bench bench-steps docs clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -44,7 +46,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev
+# TRL is compared with, and never needed: it lives in an environment of its own, with our versions of the rest.
+$(PEER)/.made: constraints.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    trl==1.16.0 torch transformers peft psutil
+	touch $@
+
+bench: $(VENV)/.dev $(PEER)/.made
+	$(BIN)/python benchmarks/compare.py --peer $(PEER)/bin/python
+
+bench-steps: $(VENV)/.dev
 	$(BIN)/python benchmarks/steps.py
 
 docs: $(VENV)/.docs

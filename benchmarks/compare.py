@@ -3,9 +3,9 @@
     python benchmarks/compare.py --peer .venv-trl/bin/python [--plan cpu] [--only sft,dpo] [--pairs 3]
 
 Both sides start from the same weights and see the same rows in the same order, with the same optimiser,
-clipping and precision. The order alternates (A B, B A, ...), each ratio is taken inside a pair, and the median is
-shown with the smallest and the largest. CPU seconds come first: on a machine with other work the wall clock says
-more about that work. A row whose losses differ says so, and its ratio counts for nothing.
+clipping and precision. The order alternates (A B, B A, ...), each ratio is taken inside a pair, and the
+median is shown with the smallest and the largest. CPU seconds come first: on a machine with other work the
+wall clock says more about that work. A row whose losses differ says so, and its ratio counts for nothing.
 """
 
 import argparse
@@ -162,10 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         json.dumps({"row": row.name, "shape": row.shape, "peer": theirs, "ours": ours}) + "\n"
                     )
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    print(
-        f"\n{versions}; {a.pairs} pair(s), {a.threads} thread(s); {platform.machine()}, {os.cpu_count()} cores,"
-    )
-    print(f"load {load} over 1, 5 and 15 minutes.")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load} over 1, 5 and 15 minutes"
+    print(f"\n{versions}; {a.pairs} pair(s), {a.threads} thread(s); {machine}")
     return int(failed)
 
 

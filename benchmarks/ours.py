@@ -67,7 +67,7 @@ def forest(rows: list[dict[str, list[int]]], pairs: bool) -> Any:
     return Forest.from_lists([r["prompt"] for r in rows], completions)
 
 
-def make_trainer(a: Any, meter: w.Meter, accelerator: str = "cpu") -> Any:
+def make_trainer(a: Any, meter: w.Meter) -> Any:
     import lightning as L
 
     class Losses(L.Callback):
@@ -77,7 +77,7 @@ def make_trainer(a: Any, meter: w.Meter, accelerator: str = "cpu") -> Any:
             meter.step(outputs["loss"])
 
     return L.Trainer(
-        accelerator=accelerator,
+        accelerator="gpu" if a.device == "cuda" else "cpu",
         devices=1,
         max_epochs=1,
         gradient_clip_val=1.0,

@@ -30,7 +30,8 @@ def main() -> None:
     meter.begin()
     trainer.train()
     pairs = a.workload not in ("sft", "overhead")
-    w.report(meter.end() | {"tokens": w.useful_tokens(rows, pairs), "version": f"trl {trl.__version__}"})
+    found = meter.end() | {"tokens": w.useful_tokens(rows, pairs), "version": f"trl {trl.__version__}"}
+    w.report(found | {"floor": w.floor_flops(a.shape, rows, a.workload)})
 
 
 def build(a: Any, rows: list[dict[str, list[int]]]) -> Any:
@@ -45,7 +46,7 @@ def build(a: Any, rows: list[dict[str, list[int]]]) -> Any:
         "gradient_checkpointing": a.checkpointing,
         "train_sampling_strategy": "sequential",
         "max_length": 512,
-        "use_cpu": True,
+        "use_cpu": a.device == "cpu",
         "dataloader_pin_memory": False,
         "report_to": "none",
         "save_strategy": "no",

@@ -48,6 +48,7 @@ def arguments(description: str, workloads: list[str]) -> argparse.ArgumentParser
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
     parser.add_argument("--grouped", action="store_true", help="rows of like length in a batch")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--micro", type=int, help="tokens at a time (ours only; the peer takes none)")
     return parser
 
@@ -213,16 +214,24 @@ class Meter:
     def __init__(self) -> None:
         self.memory = Memory()
         self.losses: list[float] = []
+        self.times: list[float] = []
 
     def begin(self) -> None:
+        import torch
+
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.base = self.memory.peak = self.memory.now()
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def step(self, loss: Any) -> None:
-        self.losses.append(float(loss))
+        self.losses.append(float(loss))  # on a GPU it waits for the step
+        self.times.append(time.perf_counter())
 
     def end(self) -> dict[str, Any]:
+        import torch
+
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         megabyte = 2**20
         return {
@@ -230,7 +239,9 @@ class Meter:
             "cpu": cpu,
             "grown": (self.memory.peak - self.base) / megabyte,
             "peak": self.memory.peak / megabyte,
+            "gpu_peak": torch.cuda.max_memory_allocated() / megabyte if torch.cuda.is_available() else 0.0,
             "losses": self.losses,
+            "times": self.times,
         }
 
 
