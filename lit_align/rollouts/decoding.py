@@ -148,18 +148,29 @@ class DecodingLoop:
             return
         assert self.tokens is not None
         positions = self.slots.advance()
-        trusted = self.lean is not None and self.verdicts.get(self.trunk, False)
-        lean = None if self.lean is None else self.lean(self.tokens, positions, self.slots)
-        if lean is not None and trusted:
-            self.states = lean
+        if self.lean is None:
+            self.states = self._own_step(positions)
             return
-        self.states = self.trunk(
+        trusted = self.verdicts.get(self.trunk, False)
+        own = None if trusted else self._own_step(positions)
+        # Last, so that what the cache holds is its own from the first step on: the same run, cut off and
+        # taken up again, is asked once more, and has to come out the same to the last bit.
+        self.states = self.lean(self.tokens, positions, self.slots)
+        if own is None:
+            return
+        self.verdicts[self.trunk] = agrees = same_states(self.states, own)
+        if not agrees:
+            self.lean, self.states = None, self._own_step(positions)
+
+    def _own_step(self, positions: Tensor) -> Tensor:
+        """``[R, D]`` states of the decoder's own forward."""
+        assert self.tokens is not None
+        output = self.trunk(
             input_ids=self.tokens[:, None],
             attention_mask=bringing(self.slots.attend, self.device),
             position_ids=positions[:, None],
             past_key_values=self.slots,
             use_cache=True,
-        ).last_hidden_state[:, 0]
-        if lean is not None:
-            self.verdicts[self.trunk] = agrees = same_states(lean, self.states)
-            self.lean = self.lean if agrees else None
+        )
+        states: Tensor = output.last_hidden_state[:, 0]
+        return states

@@ -241,3 +241,16 @@ def test_a_base_in_four_bits():
     model = build_causal_lm(config)
     forest = greedy(Policy(model), 3, length=10)
     assert_greedy(model, forest, 10)
+
+
+def test_the_first_rollout_has_the_bits_of_the_next():
+    """A run that was cut off makes its next rollout with a new generator."""
+    policy = Policy(build("llama", GROUPED))
+    generator = NativeGenerator()
+    rollouts = [
+        generator.generate(policy, None, PROMPTS, completions=2, sampling=Sampling(12), seeds=seeds(12))
+        for _ in range(2)
+    ]
+    first, second = rollouts
+    assert torch.equal(first.completion_ids, second.completion_ids)
+    assert torch.equal(first.token_columns["old_logps"], second.token_columns["old_logps"])
