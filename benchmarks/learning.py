@@ -32,6 +32,8 @@ SUMS = ("grpo", "rloo")
 REWARD_MODEL = ("--model.scores.scaling=normalise", "--model.kl.coefficient=0.1")
 #: What a run has to reach: a share, and for sums a gain over the base.
 POLITE_SHARE, SUMS_GAIN = 0.9, 0.2
+#: How far from the reference a polite policy may be, in nats per completion (of about 26 tokens).
+LARGEST_KL = 10.0
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -101,7 +103,9 @@ def main() -> None:
                 f"{name} seed {seed}: {before:.1%} -> {share:.1%}, KL {kl:.2f}, {seconds:.0f} s", flush=True
             )
         shares, kls, times = zip(*found, strict=True)
-        reached = sum(share >= goal for share in shares)
+        reached = sum(
+            share >= goal and not (polite and kl > LARGEST_KL) for share, kl in zip(shares, kls, strict=True)
+        )
         lines.append(
             f"| {name} | {'polite' if polite else 'sums right'} | {before:.1%} | {min(shares):.1%} | "
             f"{statistics.median(shares):.1%} | {max(kls):.1f} | {statistics.median(times):.0f} s | "

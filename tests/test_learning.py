@@ -67,3 +67,33 @@ def test_the_reward_model_tells_manners_apart(tmp_path, monkeypatch, capsys):
     assert lit_align(["validate", "--config", "reward.yaml", "--model.policy", "runs/reward/1/export"]) == 0
     found = re.search(r"val/accuracy\W+([0-9.]+)", capsys.readouterr().out)
     assert float(found[1]) >= 0.95
+
+
+@pytest.fixture(scope="module")
+def learning():
+    """The benchmark of learning, whose measurements are the ones that the docs show."""
+    path = Path(__file__).parents[1] / "benchmarks" / "learning.py"
+    spec = importlib.util.spec_from_file_location("lit_align_learning", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_ppo_teaches_manners_against_a_trained_reward_model(learning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lit_align(["fit", "--config", "reward.yaml"]) == 0
+    reward_model = f"--model.rewards={tmp_path}/runs/reward/1/export"
+    before = learning.share_of(learning.BASE, learning.polite_share)
+    path, kl, _ = learning.run("ppo", 0, [reward_model, *learning.REWARD_MODEL])
+    assert 0.35 <= before <= 0.65
+    assert learning.share_of(path, learning.polite_share) >= learning.POLITE_SHARE
+    assert 0 < kl <= learning.LARGEST_KL
+
+
+@pytest.mark.slow
+def test_grpo_teaches_sums_in_new_wordings(learning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = learning.share_of(learning.BASE, learning.right_share)
+    path, _, _ = learning.run("grpo", 0, [])
+    assert learning.share_of(path, learning.right_share) >= before + learning.SUMS_GAIN

@@ -10,6 +10,7 @@ from lit_align.algorithms.rollout_metrics import groups_of
 from lit_align.batches import Forest
 from lit_align.functional.advantages import AdvantageEstimator, Experience
 from lit_align.functional.group_advantages import Reduce, weighted_rewards
+from lit_align.functional.segments import segment_mean
 from lit_align.losses.policy import Decisions, PolicyObjective
 from lit_align.losses.ppo import clipped_high, clipped_low
 from lit_align.outputs import LossOutput, Metric, Scores
@@ -144,7 +145,7 @@ def step_metrics(tokens: Decisions, scores: Scores, batch: Forest, *, fresh: boo
 def clip_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Metric]:
     """Shares of tokens whose gradient clipping takes away; nothing for losses that do not clip.
 
-    TRL's ``clip_ratio/*``: at the level of importance of the loss.
+    TRL's ``clip_ratio/*``: at the level of importance of the loss; the extremes are those of completions.
     """
     bounds = {k: v for k, v in objective.hyperparameters.items() if k in ("clip_range", "clip_range_high")}
     if "clip_range" not in objective.loss.signature.hyperparameters:
@@ -156,6 +157,8 @@ def clip_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Met
         "clip_ratio/low_mean": Metric.mean(low, mask),
         "clip_ratio/high_mean": Metric.mean(high, mask),
         "clip_ratio/region_mean": Metric.mean(torch.maximum(low, high), mask),
+        "clip_ratio/low_min": Metric.low(segment_mean(low, mask, tokens.sequence, tokens.completions)),
+        "clip_ratio/high_max": Metric.high(segment_mean(high, mask, tokens.sequence, tokens.completions)),
     }
 
 

@@ -89,6 +89,9 @@ def test_reports():
     clipping = clip_metrics(PolicyObjective("ppo", clip_range=0.2), tokens)
     assert value(clipping["clip_ratio/high_mean"]) == pytest.approx(2 / 3)
     assert value(clipping["clip_ratio/low_mean"]) == 0.0
+    # The first completion is clipped whole, the second not at all.
+    assert value(clipping["clip_ratio/high_max"]) == 1.0
+    assert value(clipping["clip_ratio/low_min"]) == 0.0
     assert clip_metrics(PolicyObjective("a2c"), tokens) == {}
 
 
