@@ -92,6 +92,8 @@ class OnPolicy(AlignModule):
         self.completions = completions
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
+        # A generator in another process computes a little differently, and says what to do about it.
+        correction = correction or getattr(generator, "default_correction", None)
         self.correction = SamplerCorrection(**correction) if isinstance(correction, dict) else correction
         self.target_kl = target_kl
         self.buffer = RolloutBuffer()

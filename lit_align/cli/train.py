@@ -30,6 +30,8 @@ from lit_align.cli.errors import CommandLineError
 from lit_align.cli.explain import explain
 from lit_align.cli.quiet import quieten
 from lit_align.cli.run import Run
+from lit_align.rollouts import native as _native  # noqa: F401
+from lit_align.rollouts import server as _server  # noqa: F401
 from lit_align.runtime import run_directory, trust
 
 # Registers the strategy "fsdp2".

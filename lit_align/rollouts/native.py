@@ -17,7 +17,7 @@ from torch import nn
 from lit_align.batches import Forest
 from lit_align.rollouts.decoding import IDLE, DecodingLoop, Values
 from lit_align.rollouts.generate import generation_mode
-from lit_align.rollouts.generator import check_request
+from lit_align.rollouts.generator import Generator, check_request
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.sharded import agree, whole_root
 from lit_align.rollouts.stopping import stop_tokens
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class NativeGenerator:
+class NativeGenerator(Generator):
     """Generates in this process, with the policy's own modules.
 
     A model that does not take flat rows (see :mod:`lit_align.scoring.leak`), or whose window is shorter than

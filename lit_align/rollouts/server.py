@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from lit_align.batches import Forest
+from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generate import generation_mode
-from lit_align.rollouts.generator import check_request
+from lit_align.rollouts.generator import Generator, check_request
 from lit_align.rollouts.http_json import JsonClient, ServerError
 from lit_align.rollouts.sampling import Sampling, length_limits, random_streams
 from lit_align.rollouts.stopping import stop_tokens
@@ -35,7 +36,7 @@ class Answer(NamedTuple):
     finished: bool
 
 
-class ServerGenerator:
+class ServerGenerator(Generator):
     """Generates on a server, over HTTP.
 
     Every completion is a request of its own with its own seed, so that it depends on nothing else; the
@@ -57,6 +58,9 @@ class ServerGenerator:
         pause: seconds before the second attempt; each further one waits twice as long.
         key_variable: environment variable with the key that the server wants, if it wants one.
     """
+
+    #: What an algorithm does about the server's own rounding where nobody has said otherwise.
+    default_correction = SamplerCorrection()
 
     def __init__(
         self,

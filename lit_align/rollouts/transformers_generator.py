@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest
 from lit_align.rollouts.decoding import Values
 from lit_align.rollouts.generate import generation_mode, left_pad
-from lit_align.rollouts.generator import check_request
+from lit_align.rollouts.generator import Generator, check_request
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.sharded import agree, whole_root
 from lit_align.rollouts.stopping import stop_tokens
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """Generates with the model's ``generate``, in padded batches.
 
     An encoder-decoder model reads the prompt and writes the completion, which does not contain the token

@@ -1,8 +1,6 @@
 """The lean step gives the states of the decoder's own forward, and steps aside where it would not."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +14,7 @@ from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.slots import PromptStates, Slots
 from lit_align.scoring.attention import bringing, install
 from lit_align.scoring.policy import Policy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scoring"))
-from architectures import FLAT, GROUPED, build
+from tests.scoring.architectures import FLAT, GROUPED, build
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 

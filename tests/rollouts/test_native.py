@@ -1,8 +1,6 @@
 """The native generator: greedy text is that of ``generate``, samples are those of transformers' loop."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +14,7 @@ from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.transformers_generator import TransformersGenerator
 from lit_align.scoring.policy import Policy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scoring"))
-from architectures import FLAT, GROUPED, PADDED, build
+from tests.scoring.architectures import FLAT, GROUPED, PADDED, build
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [12, 13, 14], [15, 16, 17, 18, 19, 20, 21], [22, 23], [24]]
 

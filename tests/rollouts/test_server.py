@@ -1,8 +1,6 @@
 """A generator over HTTP, against a small real server that serves a tiny model."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +12,8 @@ from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.server import ServerGenerator, read_answer
 from lit_align.scoring.policy import Policy
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "scoring"))
-from architectures import GROUPED, build
-from small_server import SmallServer, serving
+from tests.rollouts.small_server import SmallServer, serving
+from tests.scoring.architectures import GROUPED, build
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 REQUEST = {"completions": 2, "seeds": [2**63 + 5, 2, 3, 4, 5, 6]}

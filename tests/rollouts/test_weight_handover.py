@@ -1,8 +1,6 @@
 """New weights reach a server in another thread through a directory."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,7 @@ from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.server import ServerGenerator
 from lit_align.rollouts.weight_handover import AdapterHandover, CheckpointHandover
 from lit_align.scoring.policy import Policy
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_server import SmallServer, serving
+from tests.rollouts.small_server import SmallServer, serving
 
 ARCHITECTURE = {
     "model_type": "llama",

@@ -1,16 +1,11 @@
 """Which architectures take the flat layout, and that it is exact in those."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from lit_align.scoring import flat, leak, padded
 from lit_align.scoring.layout import flat_layout
-
-sys.path.insert(0, str(Path(__file__).parent))
-from architectures import FLAT, GROUPED, PADDED, build
+from tests.scoring.architectures import FLAT, GROUPED, PADDED, build
 
 
 @pytest.mark.parametrize("kind", sorted(FLAT))
