@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
     from lit_align.cli.loading import load_generator
     from lit_align.rollouts.generate import generate_text
+    from lit_align.scoring.policy import Policy
 
     model, tokenizer = load_generator(
         arguments.model,
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if not tokenizer.chat_template:
         prompts = [_flat(prompt) for prompt in prompts]
     texts = generate_text(
-        model,
+        Policy(model),
         tokenizer,
         prompts,
         max_new_tokens=arguments.max_new_tokens,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.runtime.seeds import derive
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -28,11 +30,13 @@ def generate_text(
 ) -> list[str]:
     """Continue each prompt.
 
-    The modes of the modules (train or eval) and the global random state are as before afterwards. The
-    completions depend on ``seed`` and on how the prompts are batched, on nothing else.
+    The modes of the modules (train or eval) and the global random state are as before afterwards. A
+    completion depends on the weights, its prompt, ``seed`` and its place among the prompts: not on
+    ``batch_size``.
 
     Args:
-        model: a causal language model of transformers, or of peft around one.
+        model: a language model of transformers, or of peft around one, which is asked through its own
+            ``generate``; or a `Policy`, which is asked through `NativeGenerator`, several times as fast.
         tokenizer: its tokenizer. A chat prompt goes through its template.
         prompts: texts, which are continued as they stand, or conversations (lists of
             ``{"role": ..., "content": ...}``), which get the assistant's next turn.
@@ -40,7 +44,7 @@ def generate_text(
         temperature: of the distribution sampled from; 0 takes the most probable token each time.
         top_p: sample from the smallest set of tokens that has this much probability.
         top_k: sample from this many most probable tokens; 0 means from all.
-        batch_size: prompts generated at once.
+        batch_size: completions written at once.
         seed: of the sampling.
 
     Returns:
@@ -49,21 +53,27 @@ def generate_text(
     Raises:
         ValueError: an argument is out of its range, or a prompt is empty.
     """
-    _check(max_new_tokens, temperature, top_p, top_k, batch_size)
-    encoded = [encode_prompt(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
-    device = next(model.parameters()).device
-    texts: list[str] = []
-    with generation_mode(model), _private_randomness(device, seed):
-        for start in range(0, len(encoded), batch_size):
-            batch = encoded[start : start + batch_size]
-            ids, mask = left_pad(batch, _pad_id(tokenizer), device)
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                **sampling_arguments(tokenizer, max_new_tokens, temperature, top_p, top_k),
-            )
-            texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return texts
+    # They use what stands below.
+    from lit_align.rollouts.native import NativeGenerator
+    from lit_align.rollouts.sampling import Sampling
+    from lit_align.rollouts.transformers_generator import TransformersGenerator
+    from lit_align.scoring.policy import Policy
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    ours = isinstance(model, Policy)
+    generator = NativeGenerator(batch_size) if ours else TransformersGenerator(batch_size)
+    forest = generator.generate(
+        # A padded policy leaves the blocks of the model as they are.
+        model if ours else Policy(model, layout="padded"),
+        tokenizer,
+        [encode_prompt(tokenizer, prompt, index) for index, prompt in enumerate(prompts)],
+        completions=1,
+        sampling=Sampling(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p),
+        seeds=[derive(seed, "text", index) for index in range(len(prompts))],
+    )
+    ids = [completion for _, completion, _ in forest.sequences()]
+    return list(tokenizer.batch_decode(ids, skip_special_tokens=True)) if ids else []
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, index: int = 0) -> list[int]:
@@ -141,30 +151,8 @@ def generation_mode(*models: nn.Module | None) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def _private_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers from ``seed``; those of everyone else go on as if nothing had been drawn."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
 def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
     return 0  # masked out on the left, and never reached on the right where nothing ends a text
-
-
-def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (the most probable token) or above")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}; it must be 0 (all tokens) or above")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")

@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_align.models.build import build_causal_lm
 from lit_align.models.tokenizers import load_tokenizer
 from lit_align.rollouts.generate import encode_prompt, generate_text, left_pad
+from lit_align.scoring.policy import Policy
 
 PROMPTS = ["Hello", "Where is my order, please? It was to come on Monday.", "What is 12 + 7?"]
 
@@ -78,6 +79,21 @@ def test_the_seed_decides_and_nothing_else(model, tokenizer) -> None:
     torch.rand(7)
     assert generate_text(model, tokenizer, PROMPTS, seed=1, **options) == first
     assert generate_text(model, tokenizer, PROMPTS, seed=2, **options) != first
+
+
+@pytest.mark.parametrize("kind", ["model", "policy"])
+def test_the_size_of_a_batch_changes_nothing(model, tokenizer, kind) -> None:
+    asked = Policy(model) if kind == "policy" else model
+    options = {"max_new_tokens": 12, "temperature": 1.5, "seed": 1}
+    expected = generate_text(model, tokenizer, PROMPTS, **options)
+    assert generate_text(asked, tokenizer, PROMPTS, batch_size=1, **options) == expected
+    assert generate_text(asked, tokenizer, PROMPTS, batch_size=2, **options) == expected
+
+
+def test_a_model_keeps_its_blocks(model, tokenizer) -> None:
+    before = [type(module) for module in model.modules()]
+    generate_text(model, tokenizer, PROMPTS, max_new_tokens=2)
+    assert [type(module) for module in model.modules()] == before
 
 
 def test_global_randomness_is_untouched(model, tokenizer) -> None:
