@@ -304,22 +304,31 @@ def test_the_names_we_answer_with_exist() -> None:
     import lightning as L
 
     from lit_align import DPO, SFT, LoraConfig, ModelConfig, QuantizationConfig, RewardModel
+    from lit_align.algorithms.grpo import GRPO
     from lit_align.algorithms.optim import OptimConfig
-    from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
-    from lit_align.scoring.references import EMA, FromPath
+    from lit_align.algorithms.ppo import PPO
+    from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
+    from lit_align.datamodules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
+    from lit_align.rollouts.reward_config import RewardConfig
+    from lit_align.rollouts.sampling import Sampling
+    from lit_align.scoring.references import EMA, FromPath, NamedAdapter
 
     def arguments(*classes: type) -> set[str]:
         return {name for cls in classes for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
 
     known = {
         "trainer": arguments(L.Trainer),
-        "data": arguments(PreferenceDataModule, SupervisedDataModule),
-        "model": arguments(DPO, SFT, RewardModel),
+        "data": arguments(PreferenceDataModule, PromptDataModule, SupervisedDataModule),
+        "model": arguments(DPO, SFT, RewardModel, PPO, GRPO),
         "model.policy": {f.name for f in fields(ModelConfig)},
         "model.policy.lora": {f.name for f in fields(LoraConfig)},
         "model.policy.quantization": {f.name for f in fields(QuantizationConfig)},
         "model.optim": {f.name for f in fields(OptimConfig)},
-        "model.reference": arguments(EMA, FromPath),
+        "model.reference": arguments(EMA, FromPath, NamedAdapter),
+        "model.rewards": {f.name for f in fields(RewardConfig)},
+        "model.sampling": {f.name for f in fields(Sampling)},
+        "model.scores": {f.name for f in fields(ScoreShaping)},
+        "model.kl": {f.name for f in fields(KLPenalty)},
     }
     for theirs, ours in OURS.items():
         for group, name in re.findall(r"--([a-z_.]+)\.([a-z_]+)", ours):

@@ -59,7 +59,8 @@ def explain(
         ("No module named", "module ")
     ):
         return _unknown_class(found, classes, where)
-    if denied := re.search(r"Importing '([^']+)' is not allowed", found.leaf):
+    # The parser's own refusal, or ours of a name that a constructor was given.
+    if denied := re.search(r"(?:Importing|configuration names) '([^']+)',? (?:is|which is) not", found.leaf):
         error = UntrustedImport(denied[1])
         return CommandLineError(str(error), error.hint)
     key = ".".join(found.keys)

@@ -45,8 +45,8 @@ class RewardModelJudge(nn.Module):
     """A reward model that judges completions with their prompts.
 
     A model with the policy's vocabulary reads the very tokens that the policy wrote. Another one reads
-    the text: a conversation through its own chat template where it has one, else prompt and completion
-    as they stand.
+    the text: a conversation through its own chat template where it has one, else what the tokens of
+    prompt and completion say.
 
     Args:
         scorer: from a forest to rewards ``[C]``.
@@ -83,21 +83,23 @@ class RewardModelJudge(nn.Module):
         inputs = RewardInputs.from_forest(forest, tokenizer, 0)
         finished = inputs.finished or [False] * len(inputs)
         ids = [
-            self._encode(prompt, reply, ended)
-            for prompt, reply, ended in zip(inputs.prompts, inputs.completions, finished, strict=True)
+            self._encode(prompt, reply, text, ended)
+            for prompt, reply, text, ended in zip(
+                inputs.prompts, inputs.completions, _texts(inputs, tokenizer), finished, strict=True
+            )
         ]
         return Forest.from_lists([[] for _ in ids], [[one] for one in ids])
 
-    def _encode(self, prompt: Any, reply: str, finished: bool) -> list[int]:
+    def _encode(self, prompt: Any, reply: str, text: str, finished: bool) -> list[int]:
         own: Any = self.tokenizer
         longest = _longest(self.scorer, own)
         cut: dict[str, Any] = {"truncation": longest is not None, "max_length": longest}
         if not isinstance(prompt, str) and own.chat_template:
             messages = [*prompt, {"role": "assistant", "content": reply}]
-            text = own.apply_chat_template(messages, tokenize=False)
+            rendered = own.apply_chat_template(messages, tokenize=False)
             # The template has written the special tokens already.
-            return list(own(text, add_special_tokens=False, **cut)["input_ids"])
-        ids = list(own(_plain(prompt) + reply, **cut)["input_ids"])
+            return list(own(rendered, add_special_tokens=False, **cut)["input_ids"])
+        ids = list(own(text, **cut)["input_ids"])
         if finished and own.eos_token_id is not None and ids[-1:] != [own.eos_token_id]:
             # As in training, where a text that has ended ends with it.
             ids = [*ids, own.eos_token_id][-(longest or len(ids) + 1) :]
@@ -142,10 +144,7 @@ class ClassifierJudge(nn.Module):
             tokenizer: the policy's.
         """
         inputs = RewardInputs.from_forest(forest, tokenizer, 0)
-        texts = inputs.completions
-        if self.part == "text":
-            texts = [_plain(prompt) + reply for prompt, reply in zip(inputs.prompts, texts, strict=True)]
-        return self.score_texts(texts)
+        return self.score_texts(_texts(inputs, tokenizer) if self.part == "text" else inputs.completions)
 
     def score_texts(self, texts: list[str]) -> Tensor:
         """Rewards ``[C]`` of texts."""
@@ -268,11 +267,18 @@ def _label(config: RewardConfig, label: Any, labels: Mapping[int, str]) -> int:
     )
 
 
-def _plain(prompt: Any) -> str:
-    """A prompt as text; of a conversation what is said in it, line by line."""
-    if isinstance(prompt, str):
-        return prompt
-    return "".join(f"{message.get('content', '')}\n" for message in prompt)
+def _texts(inputs: RewardInputs, tokenizer: Any) -> list[str]:
+    """Prompts with their completions, as the policy saw them; of conversations what is said, line by line.
+
+    From the tokens together: the data's prompt may have been cut to its beginning or its end, and some
+    tokenizers forget the space between two texts that are decoded apart.
+    """
+    pairs = zip(inputs.prompt_ids, inputs.completion_ids, strict=True)
+    whole = tokenizer.batch_decode([p + c for p, c in pairs], skip_special_tokens=True)
+    return [
+        text if isinstance(prompt, str) else "".join(f"{m.get('content', '')}\n" for m in prompt) + reply
+        for prompt, reply, text in zip(inputs.prompts, inputs.completions, whole, strict=True)
+    ]
 
 
 def _longest(model: Any, tokenizer: Any) -> int | None:

@@ -23,6 +23,7 @@ def complaint(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: p
     return run
 
 
+REWARDED = ("fit", "--config", "ppo.yaml")
 DPO = ("fit", "--model", "DPO", "--model.policy", "x", "--data", "PreferenceDataModule")
 
 
@@ -44,6 +45,10 @@ DPO = ("fit", "--model", "DPO", "--model.policy", "x", "--data", "PreferenceData
         (("fit", "--model", "DPO", "--data", "PreferencDataModule"), ["did you mean PreferenceDataModule"]),
         (("fit", "--trainer.max_steps", "many"), ["trainer.max_steps", "'many'", "int"]),
         ((*DPO, "--model.beta", "strong"), ["model.beta", "'strong'", "float"]),
+        ((*REWARDED, "--model.rewards", "os.system"), ["names 'os.system'", "add '--trust os'"]),
+        ((*REWARDED, "--model.rewards", "polte"), ["no reward function 'polte'", "did you mean 'polite'"]),
+        ((*REWARDED, "--model.rewards", '{"functon": "polite"}'), ["no argument 'functon'", "'function'"]),
+        (["'wait'", "weight"],),
         (("fit",), ["model", "recipes"]),
         (("fit", "--config", "dppo.yaml"), ["dppo.yaml", "did you mean dpo.yaml"]),
         (("fit", "--config", "dpo.yaml", "--config"), ["--config has no value"]),

@@ -5,11 +5,13 @@ import re
 import pytest
 
 from lit_align.algorithms.dpo import DPO
+from lit_align.algorithms.grpo import GRPO
+from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.reward import RewardModel
 from lit_align.algorithms.sft import SFT
 from lit_align.cli.explain import _parameters
 from lit_align.cli.names import OURS, translate
-from lit_align.datamodules import PreferenceDataModule, SupervisedDataModule
+from lit_align.datamodules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
 from lit_align.models.config import LoraConfig, ModelConfig, QuantizationConfig
 from lit_align.scoring import references
 
@@ -23,7 +25,8 @@ def _exists(option: str, answer: str) -> bool:
     if head == "trainer":
         return rest[0] in _parameters(Trainer, [])
     if head == "data":
-        return any(rest[0] in _parameters(cls, []) for cls in (PreferenceDataModule, SupervisedDataModule))
+        modules = (PreferenceDataModule, SupervisedDataModule, PromptDataModule)
+        return any(rest[0] in _parameters(cls, []) for cls in modules)
     if rest[0] == "policy" and len(rest) > 1:
         nested = {"lora": LoraConfig, "quantization": QuantizationConfig}.get(rest[1])
         names = _parameters(nested, []) if nested and len(rest) > 2 else _parameters(ModelConfig, [])
@@ -31,7 +34,7 @@ def _exists(option: str, answer: str) -> bool:
     if rest[0] == "reference" and (found := re.search(r"--model\.reference ([A-Za-z]+)", answer)):
         cls = getattr(references, found[1])
         return len(rest) == 1 or rest[1] in _parameters(cls, [])
-    names = {name for cls in (SFT, RewardModel, DPO) for name in _parameters(cls, rest[:-1])}
+    names = {name for cls in (SFT, RewardModel, DPO, PPO, GRPO) for name in _parameters(cls, rest[:-1])}
     return rest[-1] in names
 
 

@@ -98,6 +98,13 @@ def test_with_another_vocabulary_the_text_is_read(other, tokenizer, forest, tmp_
     torch.testing.assert_close(result.table[:, 0], torch.stack(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_a_prompt_that_was_cut_is_judged_as_the_policy_saw_it(bert, tokenizer, forest):
+    longer = _forest(tokenizer, [{"prompt": "Something else before. " + prompt} for prompt in PROMPTS])
+    options = {"label": "positive"}
+    same = classified(bert, tokenizer, forest, **options), classified(bert, tokenizer, longer, **options)
+    torch.testing.assert_close(*same)
+
+
 def test_conversations_go_through_the_other_templates_own_words(other, tokenizer, tmp_path):
     model = build_reward_model({**ARCHITECTURE, "vocab_size": 1100}).eval()
     path = saved(model, other, tmp_path / "judge")
