@@ -25,25 +25,33 @@ def decoder_output(model: Any, batch: Forest) -> Any:
         batch: the forest, with at least one completion token.
 
     Returns:
-        An output whose states (or logits) are ``[C, L, ...]``: column ``j`` is where token ``j`` of a
-        completion is chosen.
+        An output whose logits are ``[C, L, V]``: column ``j`` is where token ``j`` of a completion is chosen.
 
     Raises:
         ValueError: a prompt is empty, or nothing says what a decoder starts with.
     """
     from transformers.modeling_outputs import BaseModelOutput
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    mask = _prompt_mask(batch)
-    prompts = pad_sequence(list(batch.prompt_ids.split(list(batch.prompt_lengths))), batch_first=True)
-    encoded = inner.get_encoder()(input_ids=prompts, attention_mask=mask).last_hidden_state
-    parents = torch.tensor(batch.parents, device=batch.device)
+    encoded, mask = _encoded(_inner(model), batch)
     return model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded[parents]),
-        attention_mask=mask[parents],
-        decoder_input_ids=_shifted(batch, _start_token(inner)),
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+        attention_mask=mask,
+        decoder_input_ids=_shifted(batch, _start_token(_inner(model))),
         use_cache=False,
     )
+
+
+def decoder_states(model: Any, batch: Forest) -> Tensor:
+    """``[C, L, D]`` states of the decoder's last layer, in the columns of :func:`decoder_output`."""
+    inner = _inner(model)
+    encoded, mask = _encoded(inner, batch)
+    output = inner.get_decoder()(
+        input_ids=_shifted(batch, _start_token(inner)),
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )
+    return output.last_hidden_state
 
 
 def at_scored(columns: Tensor, batch: Forest) -> tuple[Tensor, Tensor]:
@@ -60,6 +68,19 @@ def at_scored(columns: Tensor, batch: Forest) -> tuple[Tensor, Tensor]:
     offsets = torch.tensor(batch.completion_offsets[:-1], device=batch.device)
     owner = batch.sequence[scored]
     return columns[owner, scored - offsets[owner]], scored
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _encoded(inner: Any, batch: Forest) -> tuple[Tensor, Tensor]:
+    """States ``[C, P, D]`` of each completion's prompt, encoded once, and their mask ``[C, P]``."""
+    mask = _prompt_mask(batch)
+    prompts = pad_sequence(list(batch.prompt_ids.split(list(batch.prompt_lengths))), batch_first=True)
+    states = inner.get_encoder()(input_ids=prompts, attention_mask=mask).last_hidden_state
+    parents = torch.tensor(batch.parents, device=batch.device)
+    return states[parents], mask[parents]
 
 
 def _shifted(batch: Forest, start: int) -> Tensor:

@@ -121,9 +121,9 @@ def scored_logits(model: nn.Module, batch: Forest, **extra: Any) -> tuple[Tensor
 
 def predicting_states(model: nn.Module, batch: Forest) -> tuple[Tensor, Tensor]:
     """``[M, D]`` states that predict the tokens that weigh something, and ``[M]`` their tokens' places."""
-    trunk = base_model(model).base_model
     if encoder_decoder.is_encoder_decoder(base_model(model)):
-        return _predicting(model, encoder_decoder.decoder_output(trunk, batch).last_hidden_state, batch)
+        return _predicting(model, encoder_decoder.decoder_states(model, batch), batch)
+    trunk = base_model(model).base_model
     rows = rectangle(batch)
     output = trunk(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
     return _predicting(model, output.last_hidden_state, batch)

@@ -166,6 +166,32 @@ def test_adapters_only(tmp_path):
     assert not any("reward" in key for key in saved)
 
 
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_an_encoder_decoder_model(tmp_path, critic):
+    """Short completions are rewarded: policy and critic move, in the first step from the sampling policy."""
+    t5 = {
+        "model_type": "t5", "vocab_size": 1024, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1,
+        "num_heads": 4, "decoder_start_token_id": 0, "initializer_factor": 0.3,
+    }  # fmt: skip
+    policy = {"architecture": t5, "lora": {"r": 2} if critic == "adapter" else None}
+    module = PPO(
+        policy, "lit-align/tiny", rewards=shortness, critic=critic, sampling=Sampling(max_new_tokens=6),
+        num_epochs=1, num_minibatches=2, lr=1e-2,
+    )  # fmt: skip
+    module.configure_model()
+    before = digest(module)
+    _, steps = fit(module, tmp_path, steps=2)
+    moved = {n for n, p in digest(module).items() if not torch.equal(before[n], p)}
+    assert any(n.endswith("value_head.summary.weight") for n in moved)
+    assert any("decoder" in n for n in moved)
+    assert [step["val/ratio"] == 1.0 for step in steps] == [True, False]
+    assert steps[0]["ratio/first_mean"] == pytest.approx(1.0, abs=1e-5)
+
+
+def shortness(completions, **columns):
+    return [-float(len(text)) for text in completions]
+
+
 def test_the_critic_is_done_before_the_policy_begins():
     """Otherwise the activations of both would be in memory together."""
     module = build(critic="lit-align/tiny")

@@ -20,9 +20,11 @@ from lit_align.models.value_head import ValueHeadConfig
 from lit_align.outputs import LossOutput
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.transformers_generator import TransformersGenerator
+from lit_align.scoring.adapters import adapter_lent, adapter_tensors
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import AdapterOff
+from lit_align.scoring.value_adapter import ValueAdapter
 
 T5 = {
     "model_type": "t5",
@@ -107,6 +109,23 @@ def test_a_critic_of_its_own_reads_the_decoder(tmp_path):
         assert torch.equal(again(forest()).values, wanted)
     critic(forest(), loss=lambda v, b: LossOutput((v**2).sum(), b.weights.sum(), {})).total.backward()
     assert all(p.grad is not None for p in critic.parameters())
+
+
+def test_a_value_adapter_reads_the_decoder_too():
+    lora = LoraConfig(r=2, alpha=1, extra={"init_lora_weights": False})
+    policy = Policy(build_causal_lm(ModelConfig(architecture=T5, lora=lora))).eval()
+    critic = ValueAdapter(policy, value_head=RANDOM).eval()
+    batch, values = forest(), []
+    with torch.no_grad():
+        found = critic(batch)
+        with adapter_lent(policy.model, "value"):
+            for prompt, completion, weights in batch.sequences():
+                if completion:
+                    states = alone(policy.model, prompt, completion)[1]
+                    values += (critic.value_head(states) * torch.tensor(weights)).tolist()
+    assert found.tolist() == pytest.approx(values, rel=1e-5, abs=1e-5)
+    critic(batch, loss=lambda v, b: LossOutput((v**2).sum(), b.weights.sum(), {})).total.backward()
+    assert all(p.grad is not None for p in adapter_tensors(policy.model, "value").values())
 
 
 def step(module, batch):
