@@ -66,6 +66,7 @@ class GenerationSamples(L.Callback):
         self._before: dict[tuple[int, str], str] = {}
         self._last = -1
         self._resumed = False
+        self._epoch = 0
 
     @property
     def state_key(self) -> str:
@@ -90,6 +91,8 @@ class GenerationSamples(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look where it is time."""
+        # By the time training has ended, Lightning counts an epoch more.
+        self._epoch = trainer.current_epoch
         if self._schedule.is_due(trainer):
             self._look(trainer, pl_module)
 
@@ -124,7 +127,7 @@ class GenerationSamples(L.Callback):
         samples = self._generate(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        self._file.write(trainer.global_step, trainer.current_epoch, samples)
+        self._file.write(trainer.global_step, self._epoch, samples)
         rows = table(samples)
         log_table(trainer, self.name, COLUMNS, rows)
         if self.terminal:

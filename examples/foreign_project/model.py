@@ -1,8 +1,9 @@
-"""Someone else's LightningModule: a model of transformers, an optimiser, a loss. Nothing of lit-align."""
+"""Someone else's LightningModule: a model of transformers with adapters, an optimiser, a loss."""
 
 from typing import Any
 
 import lightning as L
+import peft
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class ChatModel(L.LightningModule):
     """Fine-tunes a causal language model on the house's own conversations."""
 
-    def __init__(self, path: str, lr: float = 1e-4) -> None:
+    def __init__(self, path: str, lr: float = 1e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = AutoModelForCausalLM.from_pretrained(path)
+        adapters = peft.LoraConfig(r=8, target_modules="all-linear")
+        self.model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(path), adapters)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -26,4 +28,4 @@ class ChatModel(L.LightningModule):
         return self.model(**batch).loss
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.hparams.lr)

@@ -1,8 +1,10 @@
 """The project's training script: its own model, data, trainer and callbacks."""
 
+import sys
+
 import lightning as L
 from data import ChatData
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from model import ChatModel
 
 from lit_align.shipped import find  # the project's weights: the model that the package carries
@@ -15,8 +17,17 @@ class House(Callback):
         print(f"{trainer.global_step} steps, train_loss {trainer.callback_metrics['train_loss']:.3f}")
 
 
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 L.seed_everything(0)
 module = ChatModel(path=str(find("lit-align/tiny")))
 data = ChatData(module.tokenizer)
-trainer = L.Trainer(max_steps=4, callbacks=[House()], logger=False, enable_checkpointing=False)
-trainer.fit(module, data)
+saves = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_last=True)
+trainer = L.Trainer(
+    max_steps=steps,
+    logger=False,
+    callbacks=[
+        House(),
+        saves,
+    ],
+)
+trainer.fit(module, data, ckpt_path="last")

@@ -1,9 +1,12 @@
 """The project's training script: its own model, data, trainer and callbacks."""
 
+import sys
+
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from model import ChatModel
 
+from lit_align.callbacks import ExactResume, GenerationSamples, KLTracker, MergeAdapters
 from lit_align.datamodules import PreferenceDataModule
 from lit_align.losses.dpo import sigmoid
 from lit_align.scoring.policy import Policy
@@ -23,11 +26,24 @@ def dpo(batch):
     return sigmoid(logratios[0::2], logratios[1::2], beta=0.1).mean()
 
 
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 L.seed_everything(0)
 module = ChatModel(path=str(find("lit-align/tiny")))
 # The policy scores a batch of pairs, chosen and rejected by turns; the reference is the model as it is now.
 module.policy, module.reference, module.loss = Policy(module.model), FrozenCopy(), dpo
 module.reference.attach(module.policy)
 data = PreferenceDataModule(train="lit-align/manners-pairs", batch_size=4)
-trainer = L.Trainer(max_steps=4, callbacks=[House()], logger=False, enable_checkpointing=False)
-trainer.fit(module, data)
+saves = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_last=True)
+trainer = L.Trainer(
+    max_steps=steps,
+    logger=False,
+    callbacks=[
+        House(),
+        saves,
+        KLTracker(every_n_steps=2),
+        GenerationSamples([[{"role": "user", "content": "My lamp broke."}]], every_n_steps=2),
+        MergeAdapters("merged"),
+        ExactResume(),
+    ],
+)
+trainer.fit(module, data, ckpt_path="last")
