@@ -1,5 +1,6 @@
 """The weights of a critic: a trunk, and a value head on its states."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from torch import nn
 from lit_align.models.build import build_causal_lm, build_reward_model, build_trunk
 from lit_align.models.config import ModelConfig
 from lit_align.models.sources import locate, resolve
+from lit_align.models.value_head import FILE as VALUE_HEAD_FILE
 from lit_align.models.value_head import (
     ValueHead,
     ValueHeadConfig,
@@ -16,6 +18,8 @@ from lit_align.models.value_head import (
     load_value_head,
     put_weights,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def build_critic(
@@ -65,12 +69,31 @@ def build_actor_critic(
 
 
 def saved_beside(config: ModelConfig) -> Path | None:
-    """The directory with the value head that goes with a model: the adapter's, or the model's own."""
-    for name in (config.adapter, config.path):
-        if name and not config.random_weights:
+    """The directory with the value head that goes with a model: the adapter's, or the model's own.
+
+    Of a model on the Hub, the head is fetched into the library's cache.
+    """
+    if config.random_weights:
+        return None
+    for name, revision in ((config.adapter, None), (config.path, config.revision)):
+        if name:
             place = Path(resolve(name))
-            if has_value_head(place):
-                return place
+            found = place if place.is_dir() else _fetched(name, revision)
+            if found is not None and has_value_head(found):
+                return found
+    return None
+
+
+def _fetched(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, VALUE_HEAD_FILE, revision=revision)).parent
+    except LocalEntryNotFoundError:
+        logger.warning("whether %s has a value head cannot be seen without a network: a new one begins", name)
+    except EntryNotFoundError:
+        logger.info("%s has no value head on the Hub: a new one begins", name)
     return None
 
 

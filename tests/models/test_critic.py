@@ -6,8 +6,8 @@ from peft import PeftModel
 
 from lit_align.models.build import build_causal_lm, build_reward_model, build_trunk
 from lit_align.models.config import LoraConfig, ModelConfig
-from lit_align.models.critic import build_actor_critic, build_critic
-from lit_align.models.value_head import ValueHeadConfig, build_value_head, save_value_head
+from lit_align.models.critic import build_actor_critic, build_critic, saved_beside
+from lit_align.models.value_head import ValueHeadConfig, build_value_head, load_value_head, save_value_head
 
 RANDOM = ValueHeadConfig("normal", std=0.5, dropout=0.1)
 LORA = LoraConfig(r=4, extra={"init_lora_weights": False})
@@ -118,3 +118,35 @@ def test_actor_critic_finds_the_head_beside_its_adapter(checkpoint, tmp_path):
     save_value_head(head, tmp_path)
     found = build_actor_critic(ModelConfig(str(checkpoint), adapter=str(tmp_path)))[1]
     assert same(head, found)
+
+
+def test_a_model_on_the_hub_brings_its_head(checkpoint, tmp_path, monkeypatch):
+    """The Hub is asked for that one file, at the revision of the model."""
+    model, head = build_actor_critic(str(checkpoint), RANDOM)
+    asked = []
+
+    def download(name, file, revision):
+        asked.append((name, file, revision))
+        return str(save_value_head(head, tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert saved_beside(ModelConfig("org/name", revision="abc")) == tmp_path
+    assert asked == [("org/name", "value_head.safetensors", "abc")]
+    assert same(load_value_head(model, tmp_path), build_value_head(model, ValueHeadConfig("normal", std=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("error", "level"), [("LocalEntryNotFoundError", "WARNING"), ("EntryNotFoundError", "INFO")]
+)
+def test_a_model_on_the_hub_without_one(error, level, monkeypatch, caplog):
+    from huggingface_hub import errors
+
+    def absent(*arguments, **more):
+        raise getattr(errors, error)("nothing there")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    with caplog.at_level("INFO"):
+        assert saved_beside(ModelConfig("org/name")) is None
+    (record,) = [r for r in caplog.records if "value head" in r.message]
+    assert record.levelname == level
+    assert "a new one begins" in record.message
