@@ -53,6 +53,11 @@ OURS: dict[str, str] = {
     # rewards
     "reward_funcs": "--model.rewards NAME, [NAME, ...] or {NAME: WEIGHT}",
     "reward_weights": "--model.rewards '{NAME: WEIGHT, ...}'",
+    "value_model": "--model.critic NAME",
+    "summary_dropout_prob": "--model.value_head.dropout",
+    "v_head_init_strategy": "--model.value_head.init zeros, normal or transformers",
+    "v_head_initializer_range": "--model.value_head.std (with --model.value_head.init normal)",
+    "num_shared_layers": "--model.reference SharedLayers --model.reference.num_shared_layers N",
     "reward_model": "--model.rewards.model DIRECTORY",
     "reward_model_path": "--model.rewards.model DIRECTORY",
     "reward_adapter": "--model.rewards.adapter DIRECTORY",

@@ -139,6 +139,13 @@ def enable_checkpointing(model: nn.Module, context_fn: Callable[[], Any] | None 
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
+def is_checkpointed(model: Any) -> bool:
+    """Whether activations of a model of transformers are recomputed in the backward pass."""
+    # transformers 5.2x renamed it, and warns about the old name.
+    name = "is_activation_checkpointing"
+    return bool(getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing", False))
+
+
 def _check_options(policy: Any, options: ModelConfig | None) -> None:
     if options is not None and not isinstance(policy, nn.Module):
         raise ValueError("options are for a module in memory; put them into the description instead")

@@ -6,7 +6,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
-from lit_align.models.build import enable_checkpointing
+from lit_align.models.build import enable_checkpointing, is_checkpointed
 from lit_align.models.config import LoraConfig
 from lit_align.models.lora import peft_config
 from lit_align.models.seeding import seeded
@@ -87,7 +87,7 @@ class ValueAdapter(nn.Module):
             if path is None
             else load_value_head(model, resolve(path), head.dropout)
         )
-        if getattr(model.get_base_model(), "is_gradient_checkpointing", False):
+        if is_checkpointed(model.get_base_model()):
             enable_checkpointing(model, recomputing_with(model))
 
     @property
