@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Two test processes with one thread each beat one process with two.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test test-slow lint format bench bench-steps docs clean
+.PHONY: demo test test-slow lint format bench bench-rollouts bench-steps docs clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ $(PEER)/.made: constraints.txt
 
 bench: $(VENV)/.dev $(PEER)/.made
 	$(BIN)/python benchmarks/compare.py --peer $(PEER)/bin/python
+
+bench-rollouts: $(VENV)/.dev
+	$(BIN)/python benchmarks/rollouts.py
 
 bench-steps: $(VENV)/.dev
 	$(BIN)/python benchmarks/steps.py

@@ -94,9 +94,8 @@ def peer(
     found = []
     for start in range(0, len(order), rows):
         ids, mask = left_pad(order[start : start + rows], PAD, torch.device("cpu"))
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=not greedy, top_k=0, max_new_tokens=LONGEST
-        )
+        how = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}
+        output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST, **how)
         for row in output[:, ids.shape[1] :].tolist():
             found.append(row[: row.index(END) + 1] if END in row else row)
     return found
