@@ -1,11 +1,11 @@
 """Measure what README.md and docs/ say about the shipped configurations, and write it into them.
 
-    python scripts/measure_docs.py [sft reward dpo] [--directory build/measured]
+    python scripts/measure_docs.py [sft reward dpo ppo ...] [--directory build/measured]
 
 Runs each configuration as it is, validates before and after, and replaces what stands between
 ``<!-- measured: NAME -->`` and ``<!-- end -->``. With ``dpo`` it also measures what `scripts/demo.py`
-measures, and draws docs/images/dpo.png. A few minutes on 2 cores; run it when a configuration or the shipped
-model changed.
+measures, and draws docs/images/dpo.png. About ten minutes on 2 cores for all; run it when a configuration or
+the shipped model changed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from demo import BASE, Figures, measure, run_silently
 from plot_run import main as plot
 
 ROOT = Path(__file__).parents[1]
+SAMPLED = ("reward", "objective/kl", "completions/mean_length", "completions/clipped_ratio")
 #: What the table of each configuration shows, out of the metrics of ``validate``.
 METRICS = {
     "sft": ("loss", "mean_token_accuracy", "entropy"),
@@ -34,6 +35,11 @@ METRICS = {
         "logps/chosen",
         "logps/rejected",
     ),
+    "ppo": SAMPLED,
+    "a2c": SAMPLED,
+    "grpo": ("reward", "completions/mean_length", "completions/clipped_ratio"),
+    "rloo": SAMPLED,
+    "reinforce_pp": SAMPLED,
 }
 SAMPLES = 400
 LABELS = {
@@ -79,7 +85,7 @@ def measure_config(name: str) -> tuple[Path, str]:
     after = validation(["validate", "--config", f"{name}.yaml", *checkpoint])
     rows = [f"| `val/{key}` | {before[key]} | {after[key]} |" for key in METRICS[name]]
     text = [
-        f"`{command(name)}` (seed 0, {cpu:.0f} CPU seconds), on the 400 held-out rows;",
+        f"`{command(name)}` (seed 0, {cpu:.0f} CPU seconds), on {held_out(name)};",
         f"before by `lit-align validate --config {name}.yaml`, after by the same with `--ckpt_path last`:",
         "",
         "| metric | before | after |",
@@ -88,6 +94,13 @@ def measure_config(name: str) -> tuple[Path, str]:
     ]
     print(f"{name}: {wall:.0f} s, {cpu:.0f} CPU s")
     return run, "\n".join(text)
+
+
+def held_out(name: str) -> str:
+    """What a configuration is validated on."""
+    if "reward" in METRICS[name]:
+        return "one sampled answer to each of the 400 held-out prompts"
+    return "the 400 held-out rows"
 
 
 def validation(arguments: list[str]) -> dict[str, str]:

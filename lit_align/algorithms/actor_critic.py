@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_align.algorithms.on_policy import OnPolicy
 from lit_align.algorithms.policy_step import clip_metrics, decisions, policy_loss, step_metrics
+from lit_align.algorithms.rollout_metrics import judged
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaper, ScoreShaping
 from lit_align.batches import Forest
 from lit_align.functional.gae import gae
@@ -163,22 +164,24 @@ class ActorCriticModule(OnPolicy):
 
     def _steer(self, rollout: Forest, kl: Tensor) -> None:
         counted = (rollout.weights != 0).to(kl.dtype)
-        count = torch.tensor(float(rollout.num_completions), device=kl.device)
+        count = judged(rollout).sum()
         total, samples = self.sum_over_ranks(torch.stack(((kl * counted).sum(), count))).tolist()
-        self.control.update(total / samples, int(samples))
+        if samples:
+            self.control.update(total / samples, int(samples))
 
     def _objective_metrics(self, rollout: Forest, scores: Tensor, kl: Tensor) -> dict[str, Metric]:
         per_completion = rollout.sum_per_completion(kl * (rollout.weights != 0))
-        cost = -self.control.value * per_completion
+        cost, weight = -self.control.value * per_completion, judged(rollout)
         return {
-            "objective/kl": Metric.mean(per_completion),
+            "objective/kl": Metric.mean(per_completion, weight),
             "objective/kl_coef": Metric.mean(torch.tensor([self.control.value], device=kl.device)),
             "objective/entropy": Metric.mean(
-                rollout.sum_per_completion(-rollout.token_columns["old_logps"] * (rollout.weights != 0))
+                rollout.sum_per_completion(-rollout.token_columns["old_logps"] * (rollout.weights != 0)),
+                weight,
             ),
-            "objective/non_score_reward": Metric.mean(cost),
-            "objective/scores": Metric.mean(scores),
-            "objective/rlhf_reward": Metric.mean(scores + cost),
+            "objective/non_score_reward": Metric.mean(cost, weight),
+            "objective/scores": Metric.mean(scores, weight),
+            "objective/rlhf_reward": Metric.mean(scores + cost, weight),
             "val/num_eos_tokens": Metric.mean(rollout.completion_columns["finished"].float()),
         }
 

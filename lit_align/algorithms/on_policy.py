@@ -45,7 +45,8 @@ class OnPolicy(AlignModule):
         tokenizer: name, directory or object; by default the policy's own.
         reference: what the policy is held to; by default the policy as it was built, where the algorithm
             compares with one at all.
-        rewards: reward functions and models: see :class:`lit_align.rollouts.reward_set.RewardSet`.
+        rewards: reward functions and models: see :class:`lit_align.rollouts.reward_set.RewardSet`. Only
+            :meth:`step`, which is given rewards, does without.
         sampling: how completions are sampled.
         generator: what samples them; by default this package's own.
         completions: completions per prompt, ``G``.
@@ -86,7 +87,7 @@ class OnPolicy(AlignModule):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.reference: Any = reference
-        self.rewards = RewardSet.build(rewards)
+        self.rewards = RewardSet([]) if rewards is None else RewardSet.build(rewards)
         self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling or Sampling()
         self._generator = generator
         self.completions = completions
@@ -158,6 +159,14 @@ class OnPolicy(AlignModule):
             self.reference = default_reference(self.policy) if self.uses_reference else NoReference()
         self.reference.attach(self.policy, self.model_config)
         self.rewards.attach(self.policy, self.tokenizer if self.has_tokenizer else None)
+
+    def setup(self, stage: str) -> None:
+        """Ask for rewards before anything is loaded."""
+        if not self.rewards.configs:
+            raise ValueError(
+                f"{type(self).__name__} has no rewards: give a function, a model, or a list of them "
+                "(rewards: numeric_answer); only step() is given rewards and needs none"
+            )
 
     # -- rollouts --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from lit_align.algorithms.policy_step import (
     policy_loss,
     step_metrics,
 )
+from lit_align.algorithms.rollout_metrics import judged
 from lit_align.algorithms.shaping import ScoreShaper, ScoreShaping
 from lit_align.batches import Forest
 from lit_align.functional.advantages import advantage_estimator
@@ -149,7 +150,9 @@ class ReinforcePP(OnPolicy):
             rewards=rewards,
             token_rewards=tokens,
         )
-        metrics = {"objective/kl": Metric.mean(per_completion)} if self.uses_reference else {}
+        metrics = (
+            {"objective/kl": Metric.mean(per_completion, judged(rollout))} if self.uses_reference else {}
+        )
         return rollout, metrics
 
     def score_options(self, logging: bool) -> dict[str, Any]:

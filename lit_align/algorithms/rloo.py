@@ -14,6 +14,7 @@ from lit_align.algorithms.policy_step import (
     step_metrics,
     without_truncated,
 )
+from lit_align.algorithms.rollout_metrics import judged
 from lit_align.batches import Forest
 from lit_align.functional.advantages import advantage_estimator
 from lit_align.functional.group_advantages import weighted_rewards
@@ -126,7 +127,7 @@ class RLOO(OnPolicy):
         if self.uses_reference:
             each = k1(columns["old_logps"], columns["reference_logps"]) * (mask != 0)
             kl = rollout.sum_per_completion(each)
-            metrics = {"kl": Metric.mean(each, mask), "objective/kl": Metric.mean(kl)}
+            metrics = {"kl": Metric.mean(each, mask), "objective/kl": Metric.mean(kl, judged(rollout))}
             rewards = rewards - self.beta * kl
         rollout = group_experience(
             rollout, rewarded, self.estimator, {}, self.sum_over_ranks, rewards=rewards

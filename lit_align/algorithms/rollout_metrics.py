@@ -15,6 +15,11 @@ def groups_of(forest: Forest) -> Tensor:
     return torch.tensor(forest.parents, dtype=torch.long, device=forest.device)
 
 
+def judged(forest: Forest) -> Tensor:
+    """``[C]`` 1 for completions of which a token counts, 0 for those that nobody could judge."""
+    return (forest.sum_per_completion((forest.weights != 0).float()) > 0).float()
+
+
 def completion_metrics(forest: Forest) -> dict[str, Metric]:
     """How long completions are, and how many were cut off at their limit.
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lit_align.algorithms.rollout_metrics import completion_metrics, reward_metrics
+from lit_align.algorithms.rollout_metrics import completion_metrics, judged, reward_metrics
 from lit_align.batches import Forest
 from tests.algorithms.on_policy_runs import rewarded
 
@@ -60,3 +60,8 @@ def test_the_spread_is_that_of_all_processes():
 def test_single_completions_are_no_groups():
     forest = Forest.from_lists([[1], [2]], [[[3]], [[4]]])
     assert "frac_reward_zero_std" not in reward_metrics(forest, rewarded([[1.0], [0.0]]), lambda s: s)
+
+
+def test_a_completion_is_judged_where_one_of_its_tokens_counts():
+    weights = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1])
+    assert judged(replace(rollout(), weights=weights)).tolist() == [1.0, 0.0, 1.0, 1.0]

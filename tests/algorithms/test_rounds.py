@@ -6,7 +6,7 @@ import torch
 from lit_align.algorithms.grpo import GRPO
 from lit_align.algorithms.ppo import PPO
 from lit_align.rollouts.sampling import Sampling
-from tests.algorithms.on_policy_runs import digest, no_reward
+from tests.algorithms.on_policy_runs import digest, fit, no_reward
 
 LAMP = [{"role": "user", "content": "My lamp will not turn on."}]
 
@@ -83,3 +83,12 @@ def test_a_completion_without_a_reward_is_left_out():
 def test_what_does_not_fit_together_is_refused(prompts, completions, rewards, message):
     with pytest.raises(ValueError, match=message):
         build().step(prompts, completions, rewards)
+
+
+def test_rewards_that_are_given_need_no_function(tmp_path):
+    module = build(rewards=None, num_epochs=1)
+    metrics = module.step([LAMP, "Hello"], ["One.", "Two."], [3.0, None])
+    # What has no reward is in no average.
+    assert metrics["objective/scores"] == metrics["reward"] == 3.0
+    with pytest.raises(ValueError, match="PPO has no rewards: give a function"):
+        fit(module, tmp_path)

@@ -167,3 +167,8 @@ def test_the_notebook_of_callbacks_runs() -> None:
     assert found["kl"] > 0.01
     assert found["last"]["before"] != found["last"]["completion"]
     assert found["last"]["completion"].startswith("We are sorry about your lamp")
+
+
+def test_a_loop_of_ones_own_trains() -> None:
+    before, after = load("ppo_step").main(rounds=12)
+    assert after > before + 0.15
