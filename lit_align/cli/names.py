@@ -64,7 +64,6 @@ OURS: dict[str, str] = {
     "reward_model": "--model.rewards.model DIRECTORY",
     "reward_model_path": "--model.rewards.model DIRECTORY",
     "reward_adapter": "--model.rewards.adapter DIRECTORY",
-    "value_model": "--model.critic NAME",
     # sampling
     "max_new_tokens": f"--{_SAMPLING}.max_new_tokens",
     "response_length": f"--{_SAMPLING}.max_new_tokens",
