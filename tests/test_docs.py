@@ -351,11 +351,12 @@ def test_the_names_we_answer_with_exist() -> None:
     from lit_align.algorithms.optim import OptimConfig
     from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
     from lit_align.datamodules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
+    from lit_align.models.value_head import ValueHeadConfig
     from lit_align.rollouts.correction import SamplerCorrection
     from lit_align.rollouts.reward_config import RewardConfig
     from lit_align.rollouts.sampling import Sampling
     from lit_align.rollouts.server import ServerGenerator
-    from lit_align.scoring.references import EMA, FromPath, NamedAdapter
+    from lit_align.scoring.references import EMA, FromPath, NamedAdapter, SharedLayers
 
     def arguments(*classes: type) -> set[str]:
         return {name for cls in classes for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
@@ -368,11 +369,12 @@ def test_the_names_we_answer_with_exist() -> None:
         "model.correction": {f.name for f in fields(SamplerCorrection)},
         "model.kl": {f.name for f in fields(KLPenalty)},
         "model.scores": {f.name for f in fields(ScoreShaping)},
+        "model.value_head": {f.name for f in fields(ValueHeadConfig)},
         "model.policy": {f.name for f in fields(ModelConfig)},
         "model.policy.lora": {f.name for f in fields(LoraConfig)},
         "model.policy.quantization": {f.name for f in fields(QuantizationConfig)},
         "model.optim": {f.name for f in fields(OptimConfig)},
-        "model.reference": arguments(EMA, FromPath, NamedAdapter),
+        "model.reference": arguments(EMA, FromPath, NamedAdapter, SharedLayers),
         "model.rewards": {f.name for f in fields(RewardConfig)},
         "model.generator": arguments(ServerGenerator),
     }
