@@ -1,7 +1,7 @@
 """Hyper-parameters as plain data, so that a checkpoint loads without running anyone's code."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lit_align.scoring.references import Reference
@@ -24,7 +24,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        # Not asdict, which would copy a model that stands in a field.
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Reference):
         return _plain(value.spec())
     return None

@@ -63,6 +63,10 @@ class Worker:
         self._number = 0
         self._pending = False
 
+    def __reduce__(self) -> tuple[type["Worker"], tuple[str]]:
+        # A copy of it (an averaged module holds one) begins a process of its own.
+        return Worker, (self.path,)
+
     def start(self, arguments: Mapping[str, Any], seconds: float | None) -> IsolatedCall:
         """Begin a call.
 

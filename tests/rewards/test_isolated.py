@@ -1,4 +1,7 @@
+import copy
 import os
+import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -83,6 +86,35 @@ def test_a_call_that_nobody_waited_for_does_not_answer_the_next(worker):
     echo = worker("echo")
     echo.start({"completions": ["abc"]}, 30)
     assert echo.start({"completions": ["a"]}, 30).result() == [1.0]
+
+
+def test_a_copy_has_a_process_of_its_own(worker):
+    echo = worker("echo")
+    echo.start({"completions": ["a"]}, 30).result()
+    for other in (copy.deepcopy(echo), pickle.loads(pickle.dumps(echo))):
+        assert other.start({"completions": ["abc"]}, 30).result() == [3.0]
+        assert other._process.pid != echo._process.pid
+        other.stop()
+
+
+@pytest.mark.slow
+def test_killed_hung_and_raising_at_random_the_caller_is_never_held_up(worker):
+    generator, judge, pids = random.Random(0), worker("judge"), set()
+    for turn in range(50):
+        what = generator.choice(["fine", "hang", "die", "raise", "kill"])
+        start = time.monotonic()
+        try:
+            call = judge.start({"completions": ["hang" if what == "kill" else what]}, 1.0)
+            pids.add(judge._process.pid)
+            if what == "kill":
+                time.sleep(generator.uniform(0, 0.2))
+                os.kill(judge._process.pid, signal.SIGKILL)
+            assert call.result() == [1.0] == [1.0 * (what == "fine")], turn
+        except (RaisedThere, TimeLimit):
+            assert what != "fine", turn
+        assert time.monotonic() - start < 1 + 5, (turn, what)
+    judge.stop()
+    assert all(_ends(pid) for pid in pids)
 
 
 def test_a_function_that_cannot_be_imported(worker):
