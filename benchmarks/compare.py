@@ -1,6 +1,6 @@
 """lit-align and TRL on the same rows, by turns, each run in a process of its own.
 
-    python benchmarks/compare.py --peer .venv-trl/bin/python [--plan cpu] [--only sft,dpo] [--pairs 3]
+    python benchmarks/compare.py --peer .venv-trl/bin/python [--plan cpu] [--only sft dpo] [--pairs 3]
 
 Both sides start from the same weights and see the same rows in the same order, with the same optimiser,
 clipping and precision. The order alternates (A B, B A, ...), each ratio is taken inside a pair, and the
@@ -26,21 +26,19 @@ PARITY_BF16 = 2e-2
 
 
 class Row(NamedTuple):
-    """One line of the table; ``peer`` and ``ours`` are further arguments of one side."""
+    """One line of the table; ``ours`` are further arguments of our side."""
 
     workload: str
     shape: str
     rows: int
     steps: int
     both: tuple[str, ...] = ()
-    peer: tuple[str, ...] = ()
     ours: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        marks = [m.removeprefix("--") for m in (*self.both, *self.ours) if m.startswith("--")]
-        peer = [f"TRL: {m.removeprefix('--')}" for m in self.peer]
-        return ", ".join([self.workload, *marks, *peer])
+        marks = [mark.removeprefix("--") for mark in (*self.both, *self.ours) if mark.startswith("--")]
+        return ", ".join([self.workload, *marks])
 
 
 GROUPED = ("--grouped",)
@@ -76,7 +74,7 @@ def run_pairs(row: Row, peer: str, pairs: int, threads: int) -> list[tuple[dict[
     for i in range(pairs):
         sides = {}
         for side in ("peer", "ours") if i % 2 == 0 else ("ours", "peer"):
-            python, extra = (peer, row.peer) if side == "peer" else (sys.executable, row.ours)
+            python, extra = (peer, ()) if side == "peer" else (sys.executable, row.ours)
             sides[side] = run_once(python, f"{side}.py", row, extra, threads)
         found.append((sides["peer"], sides["ours"]))
     return found
@@ -137,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, help="a Python that has TRL")
     parser.add_argument("--plan", default="cpu", choices=list(PLANS))
-    parser.add_argument("--only", help="workloads of the plan, separated by commas")
+    parser.add_argument("--only", nargs="+", help='rows of the plan by name, as "sft" "dpo, bf16"')
     parser.add_argument("--shape", help="rows of this shape only")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -146,8 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [
         row
         for row in PLANS[a.plan]
-        if (not a.only or row.workload in a.only.split(",")) and (not a.shape or row.shape == a.shape)
+        if (not a.only or row.name in a.only) and (not a.shape or row.shape == a.shape)
     ]
+    if not chosen:
+        parser.error(f"no such row; the plan has {', '.join(repr(row.name) for row in PLANS[a.plan])}")
     print(HEADER, flush=True)
     failed, versions = False, ""
     for row in chosen:
