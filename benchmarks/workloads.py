@@ -7,6 +7,7 @@ Token ``k`` is spelled ``t<k>``, so that a library that wants text gets exactly 
 import argparse
 import gc
 import json
+import math
 import random
 import sys
 import threading
@@ -35,6 +36,7 @@ SHAPES = {
     "1.5B": Shape(151_936, 1536, 28, 12, 2, 8960, True),
 }
 LEARNING_RATE = 1e-5
+LONGEST_COMPLETION, END_RATE = 128, 1 / 50
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -50,6 +52,12 @@ def arguments(description: str, workloads: list[str]) -> argparse.ArgumentParser
     parser.add_argument("--grouped", action="store_true", help="rows of like length in a batch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--micro", type=int, help="tokens at a time (ours only; the peer takes none)")
+    return parser
+
+
+def sampling_arguments(description: str) -> argparse.ArgumentParser:
+    parser = arguments(description, ["grpo", "rloo", "ppo", "ppo_shared"])
+    parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
     return parser
 
 
@@ -91,11 +99,37 @@ def with_adapters(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
 
 
-def classifier(shape: str) -> Any:
+def ending_model(shape: str) -> Any:
+    """A language model whose completions end with a probability of about END_RATE a token.
+
+    A random model hardly ever ends; a bias on its head gives lengths as of real rollouts.
+    """
+    import torch
+
+    model = language_model(shape)
+    old = model.get_output_embeddings()
+    head = torch.nn.Linear(old.in_features, old.out_features)
+    head.weight = old.weight  # tied where it was
+    with torch.no_grad():
+        head.bias.zero_()
+        # exp of a logit of variance v has mean exp(v / 2).
+        half_variance = 0.02**2 * old.in_features / 2
+        head.bias[END] = math.log(END_RATE / (1 - END_RATE) * old.out_features) + half_variance
+    head.bias.requires_grad_(False)
+    model.set_output_embeddings(head)
+    return model
+
+
+def even_ids(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """A reward that costs nothing and differs: the share of even ids."""
+    return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
+
+
+def classifier(shape: str, seed: int = 0) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(config(shape, num_labels=1)).float()
 
 
