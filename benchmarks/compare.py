@@ -132,7 +132,7 @@ def line(row: Row, found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> st
     losses = f"equal to {largest:.0e}" if holds else f"PARITY FAILS ({largest:.0e})"
     if row.workload in SAMPLED:
         losses = "sampled"
-    # The rate of products is float32's, and bf16 has another limit; so has decoding, which is bound by memory.
+    # The rate of products is float32's; bf16 has another limit, and decoding is bound by memory.
     bounded = "--bf16" not in row.both and row.shape != "tiny" and row.workload not in SAMPLED
     share = f"{middle(1, lambda r: r['floor'] / r['rate'] / r['cpu']):.0%}" if bounded else "-"
     cells = [

@@ -55,7 +55,8 @@ class Metric(NamedTuple):
         """Mean of ``values``, each counted with its weight (1 where none are given)."""
         values = values.detach().float()
         if weights is None:
-            return cls(values.sum(), torch.tensor(float(values.numel()), device=values.device))
+            count = torch.tensor(float(values.numel()), dtype=torch.float32, device=values.device)
+            return cls(values.sum(), count)
         return cls((values * weights).sum(), weights.sum().float())
 
     @classmethod

@@ -14,6 +14,7 @@ from lit_align.algorithms.clipping import clip_in_step, forget_scale
 from lit_align.algorithms.metrics import average
 from lit_align.algorithms.micro_batches import WithGradientOf, run_parts
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
+from lit_align.algorithms.precision import keep_forests
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.models.sharding import separate, shard
@@ -161,6 +162,10 @@ class AlignModule(L.LightningModule, ABC):
             self.configure_model()
         return self.policy(batch, **options)
 
+    def setup(self, stage: str) -> None:
+        """Keep batches out of the trainer's conversions."""
+        keep_forests(self.trainer.precision_plugin)
+
     # -- steps -----------------------------------------------------------------------------------
 
     def training_step(self, batch: Forest, batch_idx: int) -> Tensor:
@@ -170,7 +175,7 @@ class AlignModule(L.LightningModule, ABC):
         last = outputs[-1].total
         output = merge_outputs(outputs)
         weight = output.weight if self.loss_average == "window" else torch.ones_like(output.weight)
-        tokens = torch.tensor(float(batch.num_tokens), device=weight.device)
+        tokens = torch.tensor(float(batch.num_tokens), dtype=torch.float32, device=weight.device)
         self._window.append(torch.stack((weight.float(), tokens)))
         if self._trainer_logs_every():
             self._reports.append(output.metrics)

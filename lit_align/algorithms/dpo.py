@@ -119,7 +119,7 @@ class DPO(AlignModule):
                 scores.logps, scores.log_sum_p2, batch.weights, batch.sequence, batch.num_completions
             )
             each = each * wpo_weights.pair_weights(weights[0::2], weights[1::2])
-        count = torch.tensor(float(len(each)), device=each.device)
+        count = torch.tensor(float(len(each)), dtype=torch.float32, device=each.device)
         return LossOutput(each.sum(), count, pair_metrics(pair, scores, batch, beta=self.beta))
 
     def after_optimizer_step(self) -> None:

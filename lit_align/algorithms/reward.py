@@ -66,7 +66,8 @@ class RewardModel(AlignModule):
             "mean_reward": Metric.mean(scores),
             "max_reward": Metric.high(scores),
         }
-        return LossOutput(each.sum(), torch.tensor(float(len(each)), device=each.device), metrics)
+        count = torch.tensor(float(len(each)), dtype=torch.float32, device=each.device)
+        return LossOutput(each.sum(), count, metrics)
 
     def predict_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
         """Rewards and margin per pair."""
