@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import SFT
-from lit_align.callbacks import MergeAdapters
+from lit_align.callbacks import ExportHF, MergeAdapters
 from lit_align.callbacks.adapter_mixing import mixed_adapter
 from lit_align.datamodules import SupervisedDataModule
+from lit_align.shipped import find
 
 IDS = torch.arange(5, 25).view(2, 10)
 
@@ -105,6 +106,22 @@ def test_our_module(make_trainer, tmp_path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     # In float64, because the rounding of logits of this size is itself 1e-5.
     assert (_logits(merged.double()) - _logits(module.policy.model.double())).abs().max() < 1e-5
+
+
+def test_a_quantised_base_is_loaded_again_in_full(make_trainer, tmp_path) -> None:
+    import peft
+
+    pytest.importorskip("bitsandbytes")
+    policy = {"path": "lit-align/tiny", "lora": {"r": 4}, "quantization": {"kind": "nf4"}}
+    module = SFT(policy, lr=1e-2)
+    data = SupervisedDataModule(train="lit-align/manners-sft", val=None, batch_size=2)
+    callbacks = [MergeAdapters(str(tmp_path / "m")), ExportHF(tmp_path / "adapter")]
+    make_trainer(*callbacks, max_steps=2).fit(module, data)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    # The same adapter on the base in full precision, by peft alone.
+    full = AutoModelForCausalLM.from_pretrained(find("lit-align/tiny"))
+    wanted = peft.PeftModel.from_pretrained(full, tmp_path / "adapter")
+    assert (_logits(merged.double()) - _logits(wanted.double())).abs().max() < 1e-5
 
 
 def test_what_cannot_be_merged_is_told(make_stranger, make_trainer, loader, two_adapters) -> None:
