@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Two test processes with one thread each beat one process with two.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test test-slow lint format bench bench-rollouts bench-steps docs clean
+.PHONY: demo test test-slow test-offline lint format bench bench-rollouts bench-steps docs clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
+
+# The fast tests where there is no network but the loopback (Linux).
+test-offline: $(VENV)/.dev
+	$(BIN)/python scripts/without_network.py env $(PYTEST) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

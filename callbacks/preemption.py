@@ -1,6 +1,9 @@
 """Asked to stop, a run saves where nothing is half done, and goes."""
 
 import logging
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from lit_align.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
-_NOTHING, _SAVE, _STOP = 0, 1, 2
+# In this order: of what the processes want, the most is done.
+_NOTHING, _SAVE, _STOP, _REQUEUE = 0, 1, 2, 3
 
 
 class Preempted(SystemExit):
@@ -29,7 +33,10 @@ class Preemption(L.Callback):
     beside the others, so both ``--ckpt_path last`` of ``lit-align`` and Lightning's own find it. A
     second SIGINT stops at once. A long validation is interrupted too where there is one process.
 
-    Under SLURM with Lightning's automatic requeueing, the signals are Lightning's.
+    Under SLURM the signal that announces the end of the time (``#SBATCH --signal=SIGUSR1@120``; any that
+    ``SLURMEnvironment(requeue_signal=...)`` names) saves the same way and then has the job requeued, unless
+    ``SLURMEnvironment(auto_requeue=False)`` is given. A requeued job begins again with its command, so let
+    that say ``--ckpt_path last``.
 
     Args:
         save_file: when this file appears, save, remove it, and go on.
@@ -45,11 +52,11 @@ class Preemption(L.Callback):
         self._signals = StopSignals()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, whose handler speaks to other processes at once."""
+        """Take the signals over from Lightning, whose handlers save and speak to other processes at once."""
         environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            return
-        self._signals.install()
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        announced = getattr(environment, "requeue_signal", None) or signal.SIGUSR1
+        self._signals.install(announced if requeues else None)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +85,7 @@ class Preemption(L.Callback):
 
     def _wanted(self, trainer: L.Trainer) -> int:
         if self._signals.received is not None:
-            return _STOP
+            return _REQUEUE if self._signals.received == self._signals.requeue else _STOP
         if self.save_file is not None and trainer.is_global_zero and self.save_file.exists():
             return _SAVE
         return _NOTHING
@@ -94,7 +101,7 @@ class Preemption(L.Callback):
         if wanted == _NOTHING:
             return
         path = self._directory(trainer) / (
-            "last-preempted.ckpt" if wanted == _STOP else "last-requested.ckpt"
+            "last-requested.ckpt" if wanted == _SAVE else "last-preempted.ckpt"
         )
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -103,11 +110,28 @@ class Preemption(L.Callback):
             if trainer.is_global_zero and self.save_file is not None:
                 self.save_file.unlink(missing_ok=True)
             return
+        if wanted == _REQUEUE and trainer.is_global_zero:
+            requeue_job()
         raise Preempted(_exit_status(trainer))
 
     def _directory(self, trainer: L.Trainer) -> Path:
         found = getattr(trainer.checkpoint_callback, "dirpath", None)
         return Path(found) if found else Path(trainer.default_root_dir) / "checkpoints"
+
+
+def requeue_job() -> None:
+    """Have SLURM put this job (or this task of an array) into the queue again; it may end this process."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        logger.warning("job %s could not be requeued: %s; submit it again", job, error)
+        return
+    if done.returncode:
+        logger.warning("job %s could not be requeued: %s; submit it again", job, done.stderr.strip())
+    else:
+        logger.warning("job %s is requeued", job)
 
 
 def _exit_status(trainer: L.Trainer) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lit_align import __version__
 from lit_align.cli.errors import CommandLineError, nearest
 from lit_align.cli.terminal import printable
+from lit_align.runtime.offline import go_offline, no_telemetry
 
 # command: (module of lit_align.cli, what it does)
 _COMMANDS = {
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    no_telemetry()
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
         guess = nearest(command, _COMMANDS)
@@ -66,6 +68,10 @@ def _run(arguments: list[str]) -> int:
             f"{command!r} is not a command of lit-align",
             f"did you mean '{guess}'?" if guess else f"it has {', '.join(_COMMANDS)}",
         )
+    if command not in _TRAINER_COMMANDS and "--offline" in rest:
+        # Before anything is imported that would ask the Hub; the trainer's commands have it as an option.
+        rest.remove("--offline")
+        go_offline()
     module = importlib.import_module(f"lit_align.cli.{_COMMANDS[command][0]}")
     module.main(arguments if command in _TRAINER_COMMANDS else rest)
     return 0
@@ -96,6 +102,7 @@ def _help() -> str:
 
 lit-align COMMAND --help lists the arguments of one command, and lit-align fit --model.help DPO those of
 a method.
+--offline with any of them: names of models and data mean what lies here, and no Hub is asked.
 LIT_ALIGN_DEBUG=1 shows tracebacks. Any option can be a variable: LIT_ALIGN_TRAINER__MAX_STEPS=10."""
 
 

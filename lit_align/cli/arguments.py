@@ -22,7 +22,7 @@ MODEL_ARGUMENTS = ("policy", "critic")
 _WORDS = ("shared", "adapter")
 ENV_PREFIX = "LIT_ALIGN_"
 #: Options without a dot that may come from the environment; LIT_ALIGN_DEBUG and the like are not options.
-_PLAIN_OPTIONS = ("config", "seed_everything", "ckpt_path", "model", "data")
+_PLAIN_OPTIONS = ("config", "seed_everything", "ckpt_path", "model", "data", "offline")
 _CLASS_OPTIONS = ("--model", "--data", "--trainer.callbacks", "--trainer.callbacks+", "--model.reference")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _POLICY = re.compile(rf"--model\.(init_args\.)?({'|'.join(MODEL_ARGUMENTS)})")
@@ -79,6 +79,8 @@ def prepare(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ar
             continue
         if _POLICY.fullmatch(option) and _is_path(value):
             option = f"{option}.path"
+        if option == "--offline" and value is None:
+            value = "true"
         options += [option] if value is None else [f"{option}={value}"]
     return Arguments(options, merged, sources, trusted)
 

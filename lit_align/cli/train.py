@@ -36,6 +36,7 @@ from lit_align.runtime import run_directory, trust
 
 # Registers the strategy "fsdp2".
 from lit_align.runtime import sharded_strategy as _sharded_strategy  # noqa: F401
+from lit_align.runtime.offline import go_offline
 from lit_align.scoring.references import Reference
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -141,6 +142,15 @@ class AlignCLI(LightningCLI):
             run=run,
         )
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is neither trainer, model nor data."""
+        parser.add_argument(
+            "--offline",
+            type=bool,
+            default=False,
+            help="ask no Hub: names of models and data mean what lies here",
+        )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, without Lightning's warning about arguments given from Python."""
         mapping = isinstance(args, (dict, Namespace))
@@ -163,6 +173,8 @@ class AlignCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what constructors refuse is told without the parser's frame."""
+        if self._get(self.config, "offline"):
+            go_offline()
         try:
             super().instantiate_classes()
         except ValueError as error:

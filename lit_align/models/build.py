@@ -12,7 +12,7 @@ from lit_align.models.lora import add_adapters
 from lit_align.models.quantization import keep_differentiable, quantization_arguments, refuse_in_memory
 from lit_align.models.seeding import seeded
 from lit_align.models.skeleton import in_skeleton
-from lit_align.models.sources import check_loaded, locate
+from lit_align.models.sources import check_loaded, locate, named
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ def has_encoder(policy: Any) -> bool:
     config = ModelConfig.coerce(policy)
     if config.architecture is not None:
         return bool(AutoConfig.for_model(**config.architecture).is_encoder_decoder)
-    described = AutoConfig.from_pretrained(
-        locate(config, needs_weights=False),
-        revision=config.revision or "main",
-        trust_remote_code=config.trust_remote_code,
-    )
+    place = locate(config, needs_weights=False)
+    with named(place):
+        described = AutoConfig.from_pretrained(
+            place, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
+        )
     return bool(described.is_encoder_decoder)
 
 
@@ -190,7 +190,7 @@ def _load(auto: Any, config: ModelConfig, heads: tuple[str, ...], fresh_head: bo
     arguments = _arguments(config)
     if heads:
         arguments["num_labels"] = 1
-    with seeded(config.seed), quiet_loading():
+    with seeded(config.seed), quiet_loading(), named(str(path)):
         # A sequence classifier starts from the checkpoint of a language model: its head is drawn here.
         model, report = auto.from_pretrained(
             path,

@@ -46,7 +46,10 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
         logger.warning("%s does not tell its layers: it is gathered as a whole", type(inner).__name__)
     for layer in found:
         fully_shard(layer, mesh=mesh)
-    fully_shard(scorer, mesh=mesh)
+    # Of a frozen one no backward pass puts the root back into pieces, and an average over weights must find
+    # them in the same pieces as the policy's.
+    frozen = not any(p.requires_grad for p in scorer.parameters())
+    fully_shard(scorer, mesh=mesh, reshard_after_forward=True if frozen else None)
     # Called from outside, by heads that stand beside the scorer, with whole weights too.
     for method in ("token_states", "last_states"):
         register_fsdp_forward_method(scorer, method)

@@ -3,7 +3,8 @@
 import difflib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def locate(config: ModelConfig, needs_weights: bool) -> str:
             "set from_scratch: true (--model.policy.from_scratch true)"
         )
     return path
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Say which model could not be had, which the library's own error may leave out.
+
+    Raises:
+        ValueError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"the model {path} could not be loaded: {error}") from error
 
 
 def check_loaded(report: Any, path: str, model: str, heads: tuple[str, ...]) -> list[str]:

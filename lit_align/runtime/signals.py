@@ -14,20 +14,24 @@ class StopSignals:
     save nor a collective is safe. A second SIGINT interrupts at once, as it would have without this.
 
     Attributes:
-        received: the first signal that came, ``None`` before.
+        received: the signal that came (the first, or the one that asks for more than to stop), ``None``
+            before.
+        requeue: a further signal to note, by which a scheduler announces that time is over.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.requeue: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def install(self) -> None:
+    def install(self, requeue: signal.Signals | None = None) -> None:
         """Take over, where that is possible: only the main thread may."""
-        self.received = None
+        self.received, self.requeue = None, requeue
         if threading.current_thread() is threading.main_thread() and not self._before:
-            self._before = {one: signal.signal(one, self._note) for one in self.SIGNALS}
+            wanted = (*self.SIGNALS, *([requeue] if requeue is not None else []))
+            self._before = {one: signal.signal(one, self._note) for one in wanted}
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -39,7 +43,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        if self.received is None or number == self.requeue:
+            self.received = signal.Signals(number)
         # Not print or logging: their locks may be held by what was interrupted.
         text = f"\n{self.received.name}: saving at the next optimiser step, then stopping\n"
         os.write(2, text.encode())

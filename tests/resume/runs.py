@@ -1,15 +1,15 @@
 """A server that forks one training run per request, so that a test pays for the imports once.
 
 Reads specifications as lines of JSON, answers each with the exit status of the run (negative: the
-signal that ended it). Run as a script; with a specification as its argument it runs that one alone.
+signal that ended it). A run of several processes (``trainer: {devices: 2}``) is that many forks.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,27 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_align import DPO, SFT, RewardModel
+from lit_align.algorithms.a2c import A2C
+from lit_align.algorithms.grpo import GRPO
 from lit_align.algorithms.optim import OptimConfig
+from lit_align.algorithms.ppo import PPO
+from lit_align.algorithms.reinforce_pp import ReinforcePP
+from lit_align.algorithms.rloo import RLOO
+from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.callbacks import ExactResume, NanGuard, Preemption
 from lit_align.datamodules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
+from lit_align.rollouts.sampling import Sampling
+from lit_align.runtime import sharded_strategy as _registers_fsdp2  # noqa: F401
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.scoring.references import EMA, Cached
+
+# Tests are no package, and the doctest collector imports scripts from elsewhere.
+sys.path.insert(0, str(Path(__file__).parents[1] / "two_process"))
+from ranks import fork_ranks
 
 POLICY: dict[str, Any] = {
     "architecture": {
@@ -62,12 +75,46 @@ def module_of(name: str, out: Path) -> L.LightningModule:
         return RewardModel(dict(POLICY), **common)
     if name == "dpo_lora":
         return DPO(POLICY | LORA, **common)
+    if name in ON_POLICY:
+        return on_policy(name, common)
     references = {
         "dpo": None,
         "dpo_ema": EMA(alpha=0.5, interval=2),
         "dpo_cached": Cached(path=str(out / "reference")),
     }
     return DPO(dict(POLICY), reference=references[name], loss={"sigmoid": 1.0, "sft": 0.5}, **common)
+
+
+#: Two passes of two minibatches over each rollout, so that most checkpoints are in the middle of one.
+ON_POLICY: dict[str, Any] = {
+    "ppo": lambda **o: PPO(kl=KLPenalty(0.1, target=0.5, horizon=20), scores=SCORES, **o),
+    "ppo_critic": lambda **o: PPO(critic=dict(POLICY, seed=3), reference=EMA(0.5, interval=3), **o),
+    "grpo": lambda **o: GRPO(completions=3, beta=0.05, **o),
+    "grpo_replay": lambda **o: GRPO(completions=3, replay=4, dynamic_sampling=2, **o),
+    "grpo_lora": lambda **o: GRPO(completions=3, beta=0.05, **o),
+    "rloo": lambda **o: RLOO(completions=3, **o),
+    "reinforce_pp": lambda **o: ReinforcePP(completions=2, **o),
+    "a2c": lambda **o: A2C(scores=SCORES, **o),
+}
+SCORES = ScoreShaping(scaling="normalise", missing_eos_penalty=0.1)
+
+
+def on_policy(name: str, common: dict[str, Any]) -> L.LightningModule:
+    passes = {} if name == "a2c" else {"num_epochs": 2, "num_minibatches": 2}
+    policy = POLICY | LORA if name.endswith("lora") else dict(POLICY)
+    sampling = Sampling(max_new_tokens=6)
+    return ON_POLICY[name](policy=policy, rewards=vowels, sampling=sampling, **passes, **common)
+
+
+#: What every completion is worth from now on, where a test wants that.
+worth: list[float] = []
+
+
+def vowels(completions: list[str], **_: Any) -> list[float]:
+    """The share of vowels; of nothing, none."""
+    if worth:
+        return worth * len(completions)
+    return [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in completions]
 
 
 def text(i: int) -> str:
@@ -88,6 +135,9 @@ def rows(count: int, pairs: bool, start: int = 0) -> list[dict[str, str]]:
 def data_of(name: str, options: dict[str, Any]) -> L.LightningDataModule | None:
     if name == "foreign":
         return None
+    if name in ON_POLICY:
+        prompts = [{"prompt": text(i)} for i in range(options.pop("count", 6))]
+        return PromptDataModule(train=prompts, **{"batch_size": 2, "cache": False, **options})
     pairs = name not in ("sft", "sft_lora", "prompts")
     kind = PreferenceDataModule if pairs else SupervisedDataModule
     options = {"batch_size": 2, "cache": False, **options}
@@ -150,6 +200,7 @@ class Watch(L.Callback):
         self.path, self.kill_at, self.count = path, spec.get("kill_at"), 0
         self.signals = {int(at): getattr(signal, name) for at, name in spec.get("signals", {}).items()}
         self.touch_at = spec.get("touch_at")
+        self.kill_worker_at = spec.get("kill_worker_at")
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self.count += 1
@@ -159,6 +210,10 @@ class Watch(L.Callback):
             os.kill(os.getpid(), self.signals[self.count])
         if self.count == self.touch_at:
             (self.path.parent / "SAVE").touch()
+        if self.count == self.kill_worker_at:
+            worker = multiprocessing.active_children()[0]
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
         seen = list(batch.rows) if hasattr(batch, "rows") else [int(v) for v in batch[:, 0].tolist()]
         with self.path.open("a") as file:
             file.write(json.dumps([trainer.current_epoch, batch_idx, seen, trainer.global_step]) + "\n")
@@ -168,13 +223,18 @@ class Watch(L.Callback):
 
 
 class Poison(L.Callback):
-    """Put a NaN into the loss, a gradient or a weight at one micro-batch."""
+    """Put a NaN into the loss, the states, a gradient, a weight or a reward at one micro-batch."""
 
     def __init__(self, what: str, at: int) -> None:
         self.what, self.at, self.count = what, at, 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         self.count += 1
+        if self.what == "reward" and self.count == self.at:
+            worth.append(float("inf"))
+        if self.what == "states" and self.count == self.at:
+            embeddings = module.policy.model.get_input_embeddings()
+            embeddings.register_forward_hook(lambda _, inputs, states: states * torch.nan)
         if self.what == "loss" and self.count == self.at:
             step = module.training_step
             module.training_step = lambda *a: (module.__dict__.pop("training_step"), step(*a) * torch.nan)[1]
@@ -198,6 +258,8 @@ class Disturb(L.Callback):
 def digest(module: L.LightningModule) -> str:
     found = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
@@ -205,6 +267,7 @@ def digest(module: L.LightningModule) -> str:
 
 def run(spec: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    os.environ |= spec.get("env", {})
     warnings.filterwarnings("ignore")
     out = Path(spec["out"])
     out.mkdir(parents=True, exist_ok=True)
@@ -236,13 +299,19 @@ def run(spec: dict[str, Any]) -> None:
     if data is None:
         loader = DataLoader(Noisy(), **({"batch_size": 2, "shuffle": True} | spec.get("data", {})))
     trainer.fit(module, loader, datamodule=data, ckpt_path=spec.get("ckpt"), weights_only=True)
+    # All processes gather what is sharded.
+    weights = digest(module)
     if trainer.is_global_zero:
         result = {
-            "digest": digest(module),
+            "digest": weights,
             "global_step": trainer.global_step,
             "epoch": trainer.current_epoch,
         }
         (out / "result.json").write_text(json.dumps(result))
+
+
+def processes_of(spec: dict[str, Any]) -> int:
+    return int(spec.get("trainer", {}).get("devices", 1))
 
 
 def serve() -> None:
@@ -252,28 +321,14 @@ def serve() -> None:
 
     assert peft
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                spec = json.loads(line)
-                Path(spec["out"]).mkdir(parents=True, exist_ok=True)
-                log = os.open(Path(spec["out"]) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                run(spec)
-                code = 0
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        spec = json.loads(line)
+        out = Path(spec["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        statuses = fork_ranks(lambda spec=spec: run(spec), processes_of(spec), out / "log.txt")  # type: ignore[misc]
+        # Process zero's, unless it was ended because of another.
+        first = next((code for code in statuses if code not in (0, -signal.SIGKILL)), statuses[0])
+        print(statuses[0] if spec.get("kill_at") else first, flush=True)
 
 
 if __name__ == "__main__":
-    # A specification as argument is run here, by as many processes as the trainer starts.
-    run(json.loads(sys.argv[1])) if len(sys.argv) > 1 else serve()
+    serve()

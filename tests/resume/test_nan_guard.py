@@ -37,3 +37,39 @@ def test_a_stranger_has_no_rows(runs):
     part = runs(algorithm="foreign", trainer={"max_epochs": 1}, poison={"what": "loss", "at": 2})
     assert part.code == 1
     assert "loss not finite at optimiser step 2, from batches that do not tell their rows" in part.log
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "what", "said"),
+    [
+        ("sft", "states", "loss not finite at optimiser step 5"),
+        ("dpo", "states", "loss not finite at optimiser step 5"),
+        ("grpo", "states", "loss not finite at optimiser step 6"),
+        ("grpo", "gradient", "gradient not finite at optimiser step 5"),
+        ("ppo", "weights", "weights not finite at optimiser step 5"),
+    ],
+)
+def test_wherever_it_comes_from(runs, algorithm, what, said):
+    # The fifth batch of an on-policy run begins a rollout: what it samples is broken before it is learned.
+    at = 6 if said.endswith("6") else 5
+    saver = {"every_n_train_steps": 1}
+    part = runs(algorithm=algorithm, trainer={"max_epochs": 2}, saver=saver, poison={"what": what, "at": at})
+    assert part.code == 1
+    assert said in part.log, part.log
+    newest = newest_complete(Path(part.out) / "checkpoints")
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    assert state["global_step"] == at - 1
+    assert all(bool(t.isfinite().all()) for t in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "rloo"])
+def test_an_infinite_reward_reaches_no_weight(runs, algorithm):
+    saver = {"every_n_train_steps": 1}
+    part = runs(
+        algorithm=algorithm, trainer={"max_epochs": 2}, saver=saver, poison={"what": "reward", "at": 5}
+    )
+    newest = newest_complete(Path(part.out) / "checkpoints")
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    assert all(bool(t.isfinite().all()) for t in state["state_dict"].values())

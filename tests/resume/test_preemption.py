@@ -1,5 +1,6 @@
 """A run that is asked to stop saves at a step boundary, says so by its status, and goes on exactly."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,53 @@ def test_a_touched_file_saves_and_goes_on(runs):
     assert saved(part.out / "checkpoints" / "last-requested.ckpt")["global_step"] == 4
     assert not (part.out / "SAVE").exists()
     assert part.final["global_step"] == 7
+
+
+SLURM = {
+    "SLURM_NTASKS": "1",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("array", "job"),
+    [({}, "4711"), ({"SLURM_ARRAY_JOB_ID": "47", "SLURM_ARRAY_TASK_ID": "3"}, "47_3")],
+    ids=["job", "task of an array"],
+)
+def test_slurm_requeues_and_the_run_goes_on(runs, tmp_path, array, job):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    env = SLURM | array | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    trainer = {"max_epochs": 2, "accumulate_grad_batches": 2}
+    spec = {"algorithm": "sft", "trainer": trainer, "saver": RARELY}
+    whole = runs.ends(**spec)
+    # The first micro-batch of the second window.
+    part = runs(signals={3: "SIGUSR1"}, env=env, **spec)
+    assert part.code == 143, part.log
+    assert (tmp_path / "told").read_text() == f"requeue {job}\n"
+    path = part.out / "checkpoints" / "last-preempted.ckpt"
+    assert saved(path)["global_step"] == 2
+    assert runs.ends(ckpt=str(path), env=env, **spec).final == whole.final
+
+
+def test_a_plain_stop_under_slurm_requeues_nothing(runs, tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    env = SLURM | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    part = runs(algorithm="sft", trainer={"max_epochs": 1}, saver=RARELY, signals={2: "SIGTERM"}, env=env)
+    assert part.code == 143, part.log
+    assert saved(part.out / "checkpoints" / "last-preempted.ckpt")["global_step"] == 2
+    assert not (tmp_path / "told").exists()
+
+
+def test_where_nothing_can_requeue_it_says_so(runs):
+    env = SLURM | {"PATH": "/nowhere"}
+    part = runs(algorithm="sft", trainer={"max_epochs": 1}, saver=RARELY, signals={2: "SIGUSR1"}, env=env)
+    assert part.code == 143, part.log
+    assert "job 4711 could not be requeued" in part.log

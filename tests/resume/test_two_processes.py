@@ -1,103 +1,77 @@
 """Runs over two processes, killed or asked to stop, go on with two or with one."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("runs.py")
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
+
 TWO = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
-
-
-def two(out: Path, **spec) -> subprocess.CompletedProcess:
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "LOCAL_RANK", "WORLD", "MASTER"))
-    }
-    command = [sys.executable, str(SCRIPT), json.dumps({"out": str(out), **spec})]
-    return subprocess.run(
-        command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def final(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text())
-
-
-def newest(out: Path) -> str:
-    return str(max((out / "checkpoints").glob("*.ckpt"), key=os.path.getmtime))
+SHARDED = TWO | {"strategy": "fsdp2"}
+RARELY = {"every_n_train_steps": 100}
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tmp_path):
-    spec = {"algorithm": "sft", "trainer": TWO, "data": {"count": 18, "num_workers": 0}}
-    whole = two(tmp_path / "whole", **spec)
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    part = two(tmp_path / "part", kill_at=4, **spec)
-    assert part.returncode == -signal.SIGKILL, part.stderr[-2000:]
-    rest = two(tmp_path / "rest", ckpt=newest(tmp_path / "part"), **spec)
-    assert rest.returncode == 0, rest.stderr[-2000:]
-    assert final(tmp_path / "rest") == final(tmp_path / "whole")
+@pytest.mark.parametrize("trainer", [TWO, SHARDED], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("algorithm", ["sft", "dpo_ema", "ppo", "grpo_replay"])
+def test_killed_and_resumed(runs, algorithm, trainer):
+    # 8 prompts, 2 a batch and process: two batches an epoch, of four steps each. 18 rows: 5 batches.
+    sampled = algorithm in ("ppo", "grpo_replay")
+    data = {"count": 8 if sampled else 18}
+    spec = {"algorithm": algorithm, "trainer": trainer, "data": data}
+    whole = runs.ends(**spec)
+    part = runs.killed(7, **spec)
+    assert runs.ends(ckpt=part.last, **spec).final == whole.final
 
 
 @pytest.mark.slow
-def test_killed_within_the_repeats_of_a_batch(tmp_path):
-    """Each process goes on with its own batch, as often as was left."""
-    spec = {
-        "algorithm": "prompts",
-        "trainer": TWO,
-        "data": {"count": 18},
-        "saver": {"every_n_train_steps": 1},
-    }
-    whole = two(tmp_path / "whole", **spec)
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    part = two(tmp_path / "part", kill_at=5, **spec)
-    assert part.returncode == -signal.SIGKILL, part.stderr[-2000:]
-    rest = two(tmp_path / "rest", ckpt=newest(tmp_path / "part"), **spec)
-    assert rest.returncode == 0, rest.stderr[-2000:]
-    assert final(tmp_path / "rest") == final(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_one_signal_stops_both_at_the_same_step(tmp_path):
-    spec = {"algorithm": "sft", "trainer": TWO, "saver": {"every_n_train_steps": 100}}
-    whole = two(tmp_path / "whole", **spec)
+@pytest.mark.parametrize("trainer", [TWO, SHARDED], ids=["ddp", "fsdp2"])
+def test_one_signal_stops_both_at_the_same_step(runs, trainer):
+    spec = {"algorithm": "sft", "trainer": trainer, "saver": RARELY}
+    whole = runs.ends(**spec)
     # To process zero alone; the other learns of it at the step.
-    part = two(tmp_path / "part", signals={"2": "SIGTERM"}, **spec)
-    assert part.returncode == 143, part.stderr[-2000:]
-    path = tmp_path / "part" / "checkpoints" / "last-preempted.ckpt"
-    assert torch.load(path, weights_only=True)["global_step"] == 2
-    rest = two(tmp_path / "rest", ckpt=str(path), **spec)
-    assert rest.returncode == 0, rest.stderr[-2000:]
-    assert whole.returncode == 0
-    assert final(tmp_path / "rest") == final(tmp_path / "whole")
+    part = runs(signals={"2": "SIGTERM"}, **spec)
+    assert part.code == 143, part.log
+    path = part.out / "checkpoints" / "last-preempted.ckpt"
+    assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 2
+    assert runs.ends(ckpt=str(path), **spec).final == whole.final
 
 
 @pytest.mark.slow
-def test_two_to_one_to_two_keeps_the_order(tmp_path, runs):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_to_one_to_two_keeps_the_order(runs, strategy):
     """Rows are seen once an epoch, in the order of the seed, whoever sees them."""
     data = {"count": 18, "batch_size": 2}
     spec = {"algorithm": "sft", "data": data, "saver": {"every_n_train_steps": 1}}
-    first = two(tmp_path / "first", trainer=TWO | {"max_steps": 2}, **spec)
-    assert first.returncode == 0, first.stderr[-2000:]
+    two = TWO | {"strategy": strategy}
+    first = runs.ends(trainer=two | {"max_steps": 2}, **spec)
     # Two steps of two processes are four batches of the nine.
-    second = runs.ends(ckpt=newest(tmp_path / "first"), trainer={"max_epochs": 2, "max_steps": 4}, **spec)
-    third = two(tmp_path / "third", ckpt=second.last, trainer=TWO, **spec)
-    assert third.returncode == 0, third.stderr[-2000:]
+    second = runs.ends(ckpt=first.last, trainer={"max_epochs": 2, "max_steps": 4}, **spec)
+    third = runs.ends(ckpt=second.last, trainer=two, **spec)
     alone = runs.ends(trainer={"max_epochs": 1}, **spec)
     expected = [rows for _, _, rows, _ in alone.batches]
-
-    def seen(out: Path) -> list:
-        lines = (out / "batches.jsonl").read_text().splitlines()
-        return [(rows, step) for epoch, _, rows, step in map(json.loads, lines) if epoch == 0]
-
-    before = [rows for rows, _ in seen(tmp_path / "first")]
-    between = [rows for epoch, _, rows, _ in second.batches if epoch == 0]
-    after = [row for rows, _ in seen(tmp_path / "third") for row in rows]
+    before, between, after = (
+        [rows for epoch, _, rows, _ in run.batches if epoch == 0] for run in (first, second, third)
+    )
     assert sorted(before) == sorted(expected[:4])
     assert between == expected[4:6]
-    assert sorted(after) == sorted(row for rows in expected[6:] for row in rows)
+    assert sorted(row for rows in after for row in rows) == sorted(
+        row for rows in expected[6:] for row in rows
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_rollout_of_two_is_used_up_by_one(runs, algorithm):
+    """From the middle of a rollout of two processes: what both held is learned from once."""
+    spec = {"algorithm": algorithm, "saver": {"every_n_train_steps": 1}}
+    first = runs.ends(trainer=TWO | {"max_steps": 2}, data={"count": 8}, **spec)
+    state = torch.load(first.last, weights_only=True)["on_policy"]["processes"]
+    assert [one["buffer"]["taken"] for one in state] == [2, 2]
+    # As many prompts a step, in one process.
+    second = runs.ends(ckpt=first.last, trainer={"max_epochs": 1}, data={"count": 8, "batch_size": 4}, **spec)
+    began = sorted({row for _, _, rows, _ in first.batches for row in rows})
+    # Two steps of the four are left of the first rollout, and then the other prompts have theirs.
+    assert [sorted(rows) for _, _, rows, _ in second.batches[:2]] == [began] * 2
+    others = [sorted(rows) for _, _, rows, _ in second.batches[2:]]
+    assert others == [sorted(set(range(8)) - set(began))] * 4
+    assert second.final["global_step"] == 8
