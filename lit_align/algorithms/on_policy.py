@@ -231,7 +231,15 @@ class OnPolicy(AlignModule):
         """A step on the next minibatch of the buffer; ``batch`` is what the rollout was made of."""
         minibatch = self.buffer.take().to(self.device)
         self._open += 1
-        return None if self.buffer.stopped else super().training_step(minibatch, batch_idx)
+        if not self.buffer.stopped:
+            return super().training_step(minibatch, batch_idx)
+        if self.trainer.world_size == 1:
+            return None
+        # Lightning lets no process of several leave a step out: its gradient is made, and forgotten.
+        reports = list(self._reports)
+        loss = super().training_step(minibatch, batch_idx)
+        self._reports, self._moved = reports, []
+        return loss
 
     def optimizer_step(
         self,
@@ -243,6 +251,7 @@ class OnPolicy(AlignModule):
         """Step as every algorithm does, or pass over a minibatch of a rollout that is done with."""
         if self.buffer.stopped and optimizer_closure is not None:
             optimizer_closure()
+            self._window.clear()
             if self._logs_this_step() and self._reports:
                 self._log_training()
         else:

@@ -54,13 +54,17 @@ def reward_metrics(forest: Forest, rewarded: RewardResult, sum_over_ranks: Reduc
         sum_over_ranks: adds sums over processes: the deviation is that of all completions together.
     """
     rewards = weighted_rewards(rewarded.table, rewarded.weights)
-    scored = ~rewards.isnan()
-    _, variance = mean_and_variance(sum_over_ranks(moments(rewards, scored)))
+    columns = [rewards, *rewarded.table.unbind(-1)]
+    sums = sum_over_ranks(torch.stack([moments(column, ~column.isnan()) for column in columns]))
+    spread = [mean_and_variance(own)[1].sqrt()[None] for own in sums]
     metrics = {
-        "reward": Metric(rewards.nan_to_num().sum(), scored.sum().float()),
-        "reward_std": Metric.mean(variance.sqrt()[None]),
         **rewarded.metrics,
+        "reward": Metric(rewards.nan_to_num().sum(), (~rewards.isnan()).sum().float()),
+        "reward_std": Metric.mean(spread[0]),
     }
+    for name, deviation in zip(rewarded.names, spread[1:], strict=True):
+        # A process alone would report the deviation of its own completions.
+        metrics[f"rewards/{name}/std"] = Metric.mean(deviation)
     if forest.num_completions > forest.num_prompts:
         _, deviation = group_statistics(rewards, groups_of(forest), forest.num_prompts)
         metrics["frac_reward_zero_std"] = Metric.mean((deviation < 1e-6).float())

@@ -54,6 +54,7 @@ def test_the_spread_is_that_of_all_processes():
     table = rewarded([[1.0], [0.0], [2.0], [None]])
     others = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
     found = reward_metrics(rollout(), table, lambda sums: sums + others)
+    assert value(found["rewards/r0/std"]) == value(found["reward_std"])
     assert value(found["reward_std"]) == pytest.approx(torch.tensor([1.0, 0.0, 2.0, 5.0]).std().item())
 
 

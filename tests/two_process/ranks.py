@@ -69,7 +69,10 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     assert peft
-    scripts = {name: importlib.import_module(name) for name in ("callbacks", "rollouts", "sharded", "step")}
+    scripts = {
+        name: importlib.import_module(name)
+        for name in ("callbacks", "on_policy", "rollouts", "sharded", "step")
+    }
     for line in sys.stdin:
         request = json.loads(line)
         script = scripts[request["script"]]
