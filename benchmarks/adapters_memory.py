@@ -109,6 +109,9 @@ def run(workload: str, folder: Path, rows: int, length: int, steps: int) -> dict
     trainer = L.Trainer(max_steps=steps, accelerator="cpu", log_every_n_steps=steps, **quiet)
     module = build(workload, folder, length)
     module.configure_model()
+    # Weights from a file are not in memory before they are looked at.
+    for parameter in module.parameters():
+        parameter.sum()
     before = resident("VmRSS")
     # Forget the peak of building the models.
     Path("/proc/self/clear_refs").write_text("5")

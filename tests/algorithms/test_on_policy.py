@@ -25,7 +25,7 @@ def ppo(**arguments):
         "kl": KLPenalty(0.1, target=1.0, horizon=20.0), "scores": ScoreShaping("normalise"),
         "optim": OptimConfig(schedule="constant"),
     }  # fmt: skip
-    return PPO("lit-align/tiny", **(options | arguments))
+    return PPO(**({"policy": "lit-align/tiny"} | options | arguments))
 
 
 def same(one, other):
@@ -64,14 +64,18 @@ def test_max_steps_ends_inside_a_rollout(tmp_path):
     assert (module.rollouts, module.buffer.taken) == (2, 2)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4, 5])
-@pytest.mark.parametrize("kind", ["ppo", "replay"])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [*((kind, stop) for kind in ("ppo", "replay") for stop in (1, 2, 4, 5)), ("adapters", 2)],
+)
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, stop, kind):
     """At 4 the rollout is used up, before that it is half used; KL control and moments are in the state."""
 
     def build():
         if kind == "ppo":
             return ppo()
+        if kind == "adapters":
+            return ppo(policy={"path": "lit-align/tiny", "lora": {"r": 2}}, critic="adapter")
         return GRPO(
             "lit-align/tiny", rewards=polite, sampling=Sampling(10), completions=2, lr=1e-3, num_epochs=2,
             num_minibatches=2, replay=4, entropy_target=1.0, optim=OptimConfig(schedule="constant"),
@@ -93,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, stop, kind):
     )  # fmt: skip
     assert same(digest(whole), digest(resumed))
     assert resumed.rollouts == whole.rollouts
-    if kind == "ppo":
+    if kind != "replay":
         assert resumed.control.value == whole.control.value
         assert resumed.shaper.running == whole.shaper.running
 
