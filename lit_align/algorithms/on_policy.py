@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.algorithms import collection, rounds
+from lit_align.algorithms import collection, rollout_state, rounds
 from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.algorithms.rollout_state import gathered, place
 from lit_align.algorithms.rounds import Completion, Responses
 from lit_align.batches import Forest
 from lit_align.models.config import PolicyLike
 from lit_align.outputs import LossOutput, Metric
-from lit_align.rollouts.buffer import RolloutBuffer, merge_states, minibatch_plan
+from lit_align.rollouts.buffer import RolloutBuffer, minibatch_plan
 from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.generator import Generator
@@ -101,9 +100,11 @@ class OnPolicy(AlignModule):
         #: Rollouts made so far: what their randomness is derived from.
         self.rollouts = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        # Micro-batches of the window that is still open, what was before it, how far the policy moved in it.
-        self._open = 0
-        self._before: tuple[int, dict[str, Any], list[Any]] = (0, {}, [])
+        #: Micro-batches of the window that is still open.
+        self.open = 0
+        #: What was before it: the rollouts made, and both states.
+        self.before: tuple[int, dict[str, Any], list[Any]] = (0, {}, [])
+        # How far the policy has moved in it.
         self._moved: list[Metric] = []
         self._own_optimizer: torch.optim.Optimizer | None = None
 
@@ -189,8 +190,8 @@ class OnPolicy(AlignModule):
                 )
             return
         self._check_accumulation()
-        if self._open == 0:
-            self._before = (self.rollouts, self.rollout_state(), self.process_state())
+        if self.open == 0:
+            self.before = (self.rollouts, self.rollout_state(), self.process_state())
         with self.rollout_mode():
             experience, metrics = self.rollout(batch)
         self.fill(experience, batch.rows)
@@ -230,7 +231,7 @@ class OnPolicy(AlignModule):
     def training_step(self, batch: Forest, batch_idx: int) -> Any:
         """A step on the next minibatch of the buffer; ``batch`` is what the rollout was made of."""
         minibatch = self.buffer.take().to(self.device)
-        self._open += 1
+        self.open += 1
         if not self.buffer.stopped:
             return super().training_step(minibatch, batch_idx)
         if self.trainer.world_size == 1:
@@ -256,7 +257,7 @@ class OnPolicy(AlignModule):
                 self._log_training()
         else:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._open = 0
+        self.open = 0
 
     def after_optimizer_step(self) -> None:
         """Count the update, look at how far it went, and let a moving reference take its step."""
@@ -362,30 +363,12 @@ class OnPolicy(AlignModule):
         """Save the rollout that is half used, and what its successors will depend on."""
         super().on_save_checkpoint(checkpoint)
         self.reference.flush()
-        rollouts, state, own, buffer = self.rollouts, self.rollout_state(), self.process_state(), {}
-        if self._open <= self.buffer.taken:
-            buffer = self.buffer.state_dict(give_back=self._open)
-        else:
-            # The open window began with an earlier rollout. It will be made again, from the same weights.
-            rollouts, state, own = self._before
-        checkpoint["on_policy"] = {
-            "processes": gathered({"buffer": buffer, "own": own}),
-            "rollouts": rollouts,
-            "seed": self.seed,
-            "state": state,
-        }
+        checkpoint["on_policy"] = rollout_state.saved(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the rollout that was half used."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["on_policy"]
-        rank, world_size = place()
-        buffers = merge_states([one["buffer"] for one in state["processes"]], world_size)
-        self.buffer.load_state_dict(buffers[rank], self.device)
-        self.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
-        self.rollouts, self.seed = state["rollouts"], state["seed"]
-        self._open = 0
-        self.load_rollout_state(state["state"])
+        rollout_state.take_up(self, checkpoint["on_policy"])
 
     # -- the rest --------------------------------------------------------------------------------
 

@@ -1,9 +1,44 @@
 """State of rollouts in a checkpoint: that of every process, in the one file that is written."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed
+
+from lit_align.rollouts.buffer import merge_states
+
+if TYPE_CHECKING:
+    from lit_align.algorithms.on_policy import OnPolicy
+
+
+def saved(module: "OnPolicy") -> dict[str, Any]:
+    """The rollout that is half used, and what its successors depend on; every process has to call this.
+
+    Minibatches whose gradients are in no weight yet, those of an open window of accumulation, come again.
+    """
+    rollouts, state, own = module.rollouts, module.rollout_state(), module.process_state()
+    buffer: dict[str, Any] = {}
+    if module.open <= module.buffer.taken:
+        buffer = module.buffer.state_dict(give_back=module.open)
+    else:
+        # The open window began with an earlier rollout. It will be made again, from the same weights.
+        rollouts, state, own = module.before
+    return {
+        "processes": gathered({"buffer": buffer, "own": own}),
+        "rollouts": rollouts,
+        "seed": module.seed,
+        "state": state,
+    }
+
+
+def take_up(module: "OnPolicy", state: dict[str, Any]) -> None:
+    """Go on with what :func:`saved` gave, on as many processes or on others."""
+    rank, world_size = place()
+    buffers = merge_states([one["buffer"] for one in state["processes"]], world_size)
+    module.buffer.load_state_dict(buffers[rank], module.device)
+    module.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
+    module.rollouts, module.seed, module.open = state["rollouts"], state["seed"], 0
+    module.load_rollout_state(state["state"])
 
 
 def gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
