@@ -1,7 +1,7 @@
 """What every generator promises: prompts in, a forest of sampled completions out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -61,13 +61,13 @@ class Generator(Protocol):
             Completion column ``[C]``: ``finished``, whether a stop token or text ended it.
 
         Raises:
-            ValueError: a prompt is empty, or the seeds are not ``P * G``.
+            ValueError: a prompt is empty, the seeds are not ``P * G``, or the model has not enough positions.
         """
         ...
 
 
 def check_request(prompts: Sequence[Sequence[int]], completions: int, seeds: Sequence[int]) -> None:
-    """Raise where prompts and seeds cannot be served.
+    """See that prompts and seeds can be served.
 
     Raises:
         ValueError: a prompt is empty, or the numbers do not belong together.
@@ -82,3 +82,34 @@ def check_request(prompts: Sequence[Sequence[int]], completions: int, seeds: Seq
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {index} is empty: there is nothing to continue; give it a first token")
+
+
+def check_positions(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    """See that a model with a table of positions has one for every token that may come.
+
+    Without this a run would end in an index error, at the first completion that gets so long.
+
+    Args:
+        model: of transformers.
+        prompts: ``P`` lists of token ids.
+        sampling: with the longest completion.
+
+    Raises:
+        ValueError: it has not.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or getattr(config, "is_encoder_decoder", False):
+        return
+    words = model.get_input_embeddings()
+    # Some keep two places for padding in front. Rotary positions have no table, and no end.
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    if not any(table.num_embeddings in (limit, limit + 2) for table in tables):
+        return
+    index, longest = max(enumerate(map(len, prompts)), key=lambda pair: pair[1], default=(0, 0))
+    # The last token of a completion is never read.
+    if longest + sampling.max_new_tokens - 1 > limit:
+        raise ValueError(
+            f"prompt {index} has {longest} tokens and max_new_tokens is {sampling.max_new_tokens}, but "
+            f"{type(model).__name__} knows {limit} positions; shorten the prompts or the completions"
+        )

@@ -17,7 +17,7 @@ from torch import nn
 from lit_align.batches import Forest
 from lit_align.rollouts.decoding import IDLE, DecodingLoop, Values
 from lit_align.rollouts.generate import generation_mode
-from lit_align.rollouts.generator import Generator, check_request
+from lit_align.rollouts.generator import Generator, check_positions, check_request
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.sharded import agree, whole_root
 from lit_align.rollouts.stopping import stop_tokens
@@ -69,6 +69,7 @@ class NativeGenerator(Generator):
     ) -> Forest:
         """See :class:`~lit_align.rollouts.generator.Generator`."""
         check_request(prompts, completions, seeds)
+        check_positions(base_model(policy.model), prompts, sampling)
         device = next(policy.parameters()).device
         ends = stop_tokens(base_model(policy.model), tokenizer, sampling)
         script = Transcript(

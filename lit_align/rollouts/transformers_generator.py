@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest
 from lit_align.rollouts.decoding import Values
 from lit_align.rollouts.generate import generation_mode, left_pad
-from lit_align.rollouts.generator import Generator, check_request
+from lit_align.rollouts.generator import Generator, check_positions, check_request
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.sharded import agree, whole_root
 from lit_align.rollouts.stopping import stop_tokens
@@ -59,6 +59,7 @@ class TransformersGenerator(Generator):
     ) -> Forest:
         """See :class:`~lit_align.rollouts.generator.Generator`."""
         check_request(prompts, completions, seeds)
+        check_positions(base_model(policy.model), prompts, sampling)
         model: Any = base_model(policy.model)
         ends = stop_tokens(model, tokenizer, sampling)
         device = next(policy.parameters()).device
