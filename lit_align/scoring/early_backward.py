@@ -52,7 +52,9 @@ class _Early(torch.autograd.Function):
             output = run()
         grads: Sequence[Tensor | None] = [None] * len(parameters)
         if output.total.requires_grad:
-            grads = torch.autograd.grad(output.total, parameters, allow_unused=True)
+            # As where backward passes usually run; each operation keeps the dtype that it was given.
+            with torch.autocast(output.total.device.type, enabled=False):
+                grads = torch.autograd.grad(output.total, parameters, allow_unused=True)
         ctx.save_for_backward(*grads)
         total = output.total.detach()
         outputs.append(output._replace(total=total))

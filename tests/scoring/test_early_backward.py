@@ -93,3 +93,24 @@ def test_half_precision_keeps_its_graph(net):
     run = lambda: LossOutput(half(X.half()).sum(), torch.tensor(1.0), {})  # noqa: E731
     assert "Early" not in type(early_backward(run, list(half.parameters())).total.grad_fn).__name__
     assert "Early" in type(early_backward(lambda: loss(net), [*net.parameters()]).total.grad_fn).__name__
+
+
+def test_under_autocast_the_backward_pass_is_the_usual_one(net):
+    """Which runs outside: a product of its own that was made in float32 stays in float32."""
+    net, weight, found = net.float(), nn.Parameter(torch.eye(5)), []
+
+    def mixed():
+        hidden = net[1](net[0](X.float()))
+        with torch.autocast("cpu", enabled=False):
+            wide = hidden.float() @ weight
+        return LossOutput((net[2](wide) ** 2).sum(), torch.tensor(4.0), {})
+
+    parameters = [*net.parameters(), weight]
+    for early in (False, True):
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = early_backward(mixed, parameters) if early else mixed()
+        output.total.backward()
+        found.append([p.grad for p in parameters])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
