@@ -86,6 +86,7 @@ MODULES = {
     "critic": lambda: Valued(dict(POLICY), "own"),
     "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
+    "sft_parts": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
     "sft_lora": lambda: SFT(LORA, lr=0.003),
     "reward": lambda: RewardModel(dict(POLICY), lr=0.03),
     "reward_lora": lambda: RewardModel(LORA, lr=0.003),

@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_align import DPO, SFT, Forest, RewardModel
+from lit_align.algorithms.optim import OptimConfig
 
-POLICY = {
+POLICY: dict[str, Any] = {
     "architecture": {
         "model_type": "llama",
         "vocab_size": 61,
@@ -26,7 +27,12 @@ POLICY = {
     "seed": 1,
 }
 LORA = {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
+# Parts of very different numbers on the two processes; tied, so that head and embedding share a gradient.
+TIED = POLICY | {"architecture": POLICY["architecture"] | {"tie_word_embeddings": True}}
+PARTS = OptimConfig(micro_batch_tokens=30)
 MODULES = {
+    "sft_parts": lambda: SFT(dict(TIED), optim=PARTS),
+    "dpo_parts": lambda: DPO(dict(POLICY), optim=PARTS),
     "sft": lambda: SFT(dict(POLICY)),
     "reward": lambda: RewardModel(dict(POLICY), center_rewards_coefficient=0.1),
     "dpo": lambda: DPO(dict(POLICY), loss={"sigmoid": 1.0, "sft": 0.5}),

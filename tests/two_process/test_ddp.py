@@ -5,7 +5,9 @@ import torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sft", "sft_lora", "reward", "reward_lora", "dpo", "dpo_lora"])
+@pytest.mark.parametrize(
+    "algorithm", ["sft", "sft_lora", "sft_parts", "dpo_parts", "reward", "reward_lora", "dpo", "dpo_lora"]
+)
 def test_two_processes_equal_one(forked, algorithm, tmp_path):
     forked("step", 1, tmp_path, algorithm, 1, 1, tmp_path / "one.pt")
     forked("step", 2, tmp_path, algorithm, 2, 2, tmp_path / "two.pt")

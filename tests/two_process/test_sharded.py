@@ -42,6 +42,7 @@ def assert_equal(one: dict, two: dict) -> None:
     "algorithm",
     [
         "sft",
+        "sft_parts",
         "sft_lora",
         "reward",
         "reward_lora",
