@@ -58,3 +58,21 @@ def test_without_reviews_it_says_where_to_get_some() -> None:
     assert done.returncode == 1
     assert "give --data FILE" in done.stderr
     assert "rotten_tomatoes" in done.stderr
+
+
+def test_the_configuration_for_the_hub_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_align.cli.train import main
+
+    monkeypatch.chdir(tmp_path)
+    config = SCRIPT.with_name("ppo.yaml")
+    cli = main(
+        ["--config", str(config), "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], run=False
+    )
+    (reward,) = cli.model.rewards.configs
+    assert (reward.kind, reward.shown_name, reward.options["label"]) == (
+        "classifier",
+        "sentiment",
+        "POSITIVE",
+    )
+    assert cli.model.steps_per_rollout == 4
+    assert cli.datamodule.tokens.truncation == "keep_start"

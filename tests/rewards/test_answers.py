@@ -1,3 +1,7 @@
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
 from lit_align.rewards.answers import exact_match, final_number, numeric_answer
@@ -59,3 +63,15 @@ def test_the_shipped_sums_answer_themselves():
     rows = [row for _, row in read_rows(find("lit-align/sums-sft:validation"))]
     said = [row["messages"][-1]["content"] for row in rows]
     assert numeric_answer(said, [row["answer"] for row in rows]) == [1.0] * len(rows)
+
+
+def test_the_answers_of_gsm8k_are_read():
+    path = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl.gz"
+    if not path.is_file():
+        pytest.skip("the folder of real data is not beside this checkout")
+    answers = [json.loads(line)["answer"] for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert numeric_answer(answers, answers) == [1.0] * len(answers)
+    # The number behind the mark, not one of the calculation.
+    bare = [answer.rpartition("#### ")[2] for answer in answers]
+    assert numeric_answer([f"So it is {number}." for number in bare], answers) == [1.0] * len(answers)
+    assert sum(numeric_answer(bare, answers[1:] + answers[:1])) < 0.1 * len(answers)
