@@ -134,23 +134,12 @@ def arguments_for(
     """
     parameters = parameters_of(function, name)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in options:
-        if option not in parameters and not takes_all:
-            close = difflib.get_close_matches(option, parameters, n=1)
-            raise RewardError(
-                f"reward {name!r} has no option {option!r}"
-                + (f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(parameters)}")
-            )
-    completions: list[Any] = list(inputs.completions)
-    if messages:
-        completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(inputs.prompts, inputs.completions, strict=True)
-        ]
+    if not takes_all:
+        _check_taken(parameters, options, name)
     available = {
         **inputs.columns,
         "prompts": inputs.prompts,
-        "completions": completions,
+        "completions": _as_messages(inputs) if messages else inputs.completions,
         "prompt_ids": inputs.prompt_ids,
         "completion_ids": inputs.completion_ids,
         "finished": inputs.finished,
@@ -186,6 +175,24 @@ def parameters_of(function: Callable[..., Any], name: str) -> dict[str, inspect.
                 f"reward {name!r}: {key!r} can only be given by position; rewards are given by name"
             )
     return parameters
+
+
+def _as_messages(inputs: RewardInputs) -> list[Any]:
+    """Completions of conversations as what the assistant says, others as text."""
+    return [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(inputs.prompts, inputs.completions, strict=True)
+    ]
+
+
+def _check_taken(parameters: Mapping[str, inspect.Parameter], options: Mapping[str, Any], name: str) -> None:
+    for option in options:
+        if option not in parameters:
+            close = difflib.get_close_matches(option, parameters, n=1)
+            raise RewardError(
+                f"reward {name!r} has no option {option!r}"
+                + (f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(parameters)}")
+            )
 
 
 def _check_there(
