@@ -25,7 +25,10 @@ import torch
 from lit_align.runtime import atomic_file
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.manifest import fault, newest_complete
+from lit_align.runtime.sharded_checkpoint import Processes, save_sharded
 
+ALGORITHMS = ["sft", "reward", "dpo", "dpo_ema", "ppo", "grpo", "rloo", "reinforce_pp", "a2c"]
+PARTS = ["save", "corrupt", "full", "nan", "twice", "term", "kill"]
 SERVER = Path(__file__).parents[1] / "tests" / "resume" / "runs.py"
 SPEC = {"trainer": {"max_epochs": 3}, "saver": {"every_n_train_steps": 1, "save_top_k": 1, "save_last": True}}
 
@@ -81,10 +84,15 @@ def kills(runs: Runs, algorithm: str, times: int, root: Path, chance: random.Ran
     return survived, killed
 
 
-def terms(runs: Runs, times: int, root: Path, chance: random.Random) -> tuple[int, int]:
-    """SIGTERM at a random micro-batch of windows of two."""
-    spec: dict[str, Any] = {"algorithm": "sft", "saver": {"every_n_train_steps": 100}}
-    spec["trainer"] = {"max_epochs": 3, "accumulate_grad_batches": 2}
+def terms(
+    runs: Runs, times: int, root: Path, chance: random.Random, over: dict[str, Any] | None = None
+) -> tuple[int, int]:
+    """SIGTERM at a random micro-batch of windows of two; of several processes, to the first alone."""
+    spec: dict[str, Any] = {"algorithm": "sft", "saver": {"every_n_train_steps": 100}, "data": {"count": 13}}
+    spec["trainer"] = {"max_epochs": 3, "accumulate_grad_batches": 2, **(over or {})}
+    if over:
+        # As many batches a process.
+        spec["data"] = {"count": 26}
     assert runs(root / "whole", **spec) == 0
     held = 0
     for i in range(times):
@@ -98,7 +106,17 @@ def terms(runs: Runs, times: int, root: Path, chance: random.Random) -> tuple[in
     return held, times
 
 
-def saves(folders: list[Path]) -> tuple[int, int]:
+def twice(runs: Runs, algorithms: list[str], root: Path) -> tuple[int, int]:
+    """The same seed twice: the same weights, to the last bit."""
+    held = 0
+    for algorithm in algorithms:
+        for part in ("a", "b"):
+            assert runs(root / f"{algorithm}-{part}", algorithm=algorithm, **SPEC) == 0
+        held += final(root / f"{algorithm}-a") == final(root / f"{algorithm}-b")
+    return held, len(algorithms)
+
+
+def saves(folders: list[Path], save: Callable[[dict[str, Any], Path], None]) -> tuple[int, int]:
     """SIGKILL before and after each system call of a save, over an old name and under a new one."""
     tried = held = 0
     for folder in folders:
@@ -107,20 +125,29 @@ def saves(folders: list[Path]) -> tuple[int, int]:
             while code == -signal.SIGKILL:
                 point += 1
                 with tempfile.TemporaryDirectory(dir=folder) as place:
-                    code = _killed_save(Path(place), name, point)
+                    code = _killed_save(Path(place), name, point, save)
                     newest = newest_complete(Path(place))
-                    loads = newest is not None and AtomicCheckpointIO().load_checkpoint(newest)["step"] in (
-                        1,
-                        2,
-                    )
+                    loaded = newest and AtomicCheckpointIO().load_checkpoint(newest)
+                    loads = loaded is not None and loaded["global_step"] in (1, 2)
                 if code == -signal.SIGKILL:
                     tried, held = tried + 1, held + loads
     return held, tried
 
 
-def _killed_save(folder: Path, name: str, point: int) -> int:
-    io = AtomicCheckpointIO()
-    io.save_checkpoint({"step": 1, "weights": torch.ones(10_000)}, folder / "1.ckpt")
+def one_file(checkpoint: dict[str, Any], path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def directory(checkpoint: dict[str, Any], path: Path) -> None:
+    save_sharded(checkpoint, path, Processes(0, 1, lambda value: [value]))
+
+
+def _state(step: int) -> dict[str, Any]:
+    return {"global_step": step, "state_dict": {"w": torch.ones(10_000)}, "optimizer_states": []}
+
+
+def _killed_save(folder: Path, name: str, point: int, save: Callable[[dict[str, Any], Path], None]) -> int:
+    save(_state(1), folder / "1.ckpt")
     child = os.fork()
     if child == 0:
         reached = 0
@@ -139,9 +166,10 @@ def _killed_save(folder: Path, name: str, point: int) -> int:
 
             return run
 
-        os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+        for call in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
+            setattr(os, call, deadly(getattr(os, call)))
         atomic_file.HashingWriter.write = deadly(atomic_file.HashingWriter.write)  # type: ignore[method-assign]
-        io.save_checkpoint({"step": 2, "weights": torch.ones(10_000)}, folder / name)
+        save(_state(2), folder / name)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -182,17 +210,18 @@ def full_disk(times: int, folder: Path) -> tuple[int, int]:
 
 
 def poisons(runs: Runs, root: Path) -> tuple[int, int]:
-    """A NaN in the loss, a gradient or a weight of a step."""
+    """A NaN in the states, the loss, a gradient or a weight of a step."""
     tried = held = 0
-    for algorithm in ("sft", "sft_lora", "reward", "dpo", "dpo_lora"):
-        for what in ("loss", "gradient", "weights"):
+    for algorithm in ("sft", "sft_lora", "reward", "dpo", "dpo_lora", "ppo", "grpo", "rloo", "a2c"):
+        for what in ("states", "loss", "gradient", "weights"):
             out = root / f"{algorithm}-{what}"
-            code = runs(out, algorithm=algorithm, poison={"what": what, "at": 5}, **SPEC)
+            # The sixth step is none in which a rollout begins (but for A2C, where each is).
+            code = runs(out, algorithm=algorithm, poison={"what": what, "at": 6}, **SPEC)
             seen = (out / "batches.jsonl").read_text().splitlines()
             newest = newest_complete(out / "checkpoints")
             step = newest and torch.load(newest, weights_only=True)["global_step"]
-            named = f"{what} not finite at optimiser step 5" in (out / "log.txt").read_text()
-            tried, held = tried + 1, held + (code == 1 and named and len(seen) == 5 and step == 4)
+            caught = len(seen) == 6 and step == 5 and "not finite" in (out / "log.txt").read_text()
+            tried, held = tried + 1, held + (code == 1 and caught)
     return held, tried
 
 
@@ -202,9 +231,11 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=50)
     parser.add_argument("--corruptions", type=int, default=300)
     parser.add_argument("--full", type=int, default=20)
-    parser.add_argument("--algorithms", nargs="*", default=["sft", "reward", "dpo", "dpo_ema"])
+    parser.add_argument("--algorithms", nargs="*", default=ALGORITHMS)
     parser.add_argument("--tmpfs", type=Path, help="a folder on another file system")
     parser.add_argument("--small", type=Path, help="an empty folder on a file system of some megabytes")
+    parser.add_argument("--two", type=int, default=50, help="SIGTERMs of runs over two processes, each way")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -218,18 +249,31 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        for folder in ("save", "corrupt", "nan", "term"):
+        wanted = set(options.parts)
+        for folder in (*PARTS, "ddp", "fsdp2"):
             (root / folder).mkdir()
-        places = [root / "save", *([options.tmpfs] if options.tmpfs else [])]
-        report(f"SIGKILL inside a save, {len(places)} file system(s)", saves(places))
-        report(
-            "checkpoint cut, flipped or swapped", corruptions(options.corruptions, root / "corrupt", chance)
-        )
-        if options.small:
+        if "save" in wanted:
+            places = [root / "save", *([options.tmpfs] if options.tmpfs else [])]
+            where = f"{len(places)} file system(s)"
+            report(f"SIGKILL inside the save of a file, {where}", saves(places, one_file))
+            report(f"SIGKILL inside the save of a directory, {where}", saves(places, directory))
+        if "corrupt" in wanted:
+            found = corruptions(options.corruptions, root / "corrupt", chance)
+            report("checkpoint cut, flipped or swapped", found)
+        if "full" in wanted and options.small:
             report("disk full", full_disk(options.full, options.small))
-        report("NaN in loss, gradient or weights", poisons(runs, root / "nan"))
-        report("SIGTERM inside windows of accumulation", terms(runs, options.terms, root / "term", chance))
-        for i, algorithm in enumerate(options.algorithms):
+        if "nan" in wanted:
+            report("NaN in states, loss, gradient or weights", poisons(runs, root / "nan"))
+        if "twice" in wanted:
+            report("the same seed twice", twice(runs, options.algorithms, root / "twice"))
+        if "term" in wanted:
+            found = terms(runs, options.terms, root / "term", chance)
+            report("SIGTERM inside windows of accumulation", found)
+            for strategy in ("ddp", "fsdp2") if options.two else ():
+                over = {"devices": 2, "strategy": strategy}
+                found = terms(runs, options.two, root / strategy, chance, over)
+                report(f"SIGTERM, two processes, {strategy}", found)
+        for i, algorithm in enumerate(options.algorithms if "kill" in wanted else ()):
             where = options.tmpfs if options.tmpfs and i % 2 else root
             with tempfile.TemporaryDirectory(dir=where) as place:
                 result = kills(runs, algorithm, options.kills, Path(place), chance)

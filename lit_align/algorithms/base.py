@@ -17,7 +17,7 @@ from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_sched
 from lit_align.algorithms.precision import keep_forests
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
-from lit_align.models.sharding import separate, shard
+from lit_align.models.sharding import data_mesh, separate, shard
 from lit_align.models.skeleton import FromZero, skeleton
 from lit_align.outputs import LossOutput, Metric, merge_outputs
 from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
@@ -132,7 +132,7 @@ class AlignModule(L.LightningModule, ABC):
         """Build the weights, where the strategy wants them; called again it does nothing."""
         if self.policy is not None:
             return
-        mesh = self.device_mesh
+        mesh = None if self.device_mesh is None else data_mesh(self.device_mesh)
         # Only process zero builds weights; the others get their pieces of it.
         spread = mesh is not None and self.model_config is not None and self.trainer.world_size > 1
         with skeleton(spread):
@@ -149,7 +149,7 @@ class AlignModule(L.LightningModule, ABC):
             weights = FromZero(self, self.trainer.strategy.root_device) if spread else None
             # Last, because what is made from the policy is made from whole weights.
             for scorer in scorers:
-                shard(scorer, mesh["data_parallel"])
+                shard(scorer, mesh)
             if weights is not None:
                 weights.fill()
 

@@ -73,6 +73,20 @@ def separate(scorers: Iterable[nn.Module]) -> None:
         owned |= {id(parameter) for parameter in scorer.parameters()}
 
 
+def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The dimension of a strategy's mesh that weights are spread over.
+
+    Raises:
+        ValueError: there is another one, for tensor parallelism, which would only hold copies.
+    """
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"tensor_parallel_size is {mesh['tensor_parallel'].size()}, and the layers are not split by it: "
+            "set it to 1 and data_parallel_size to the number of processes (--trainer.strategy fsdp2 does)"
+        )
+    return mesh["data_parallel"]
+
+
 def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[str, Tensor]]:
     """The weights of sharded modules on the CPU of process zero, nothing on the others; all call this.
 
