@@ -131,7 +131,10 @@ def same_states(lean: Tensor, own: Tensor) -> bool:
 
 
 def _is_heard(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    owners = [str(getattr(getattr(hook, "func", hook), "__module__", "")) for hook in hooks]
+    # The library's own record states for who asks for them, and stay for good once somebody has.
+    return any(not owner.startswith("transformers.") for owner in owners)
 
 
 def _layer(layer: Any) -> Layer:

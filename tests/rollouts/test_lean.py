@@ -89,6 +89,11 @@ def test_who_is_left_alone():
     listener = model.base_model.layers[1].register_forward_hook(lambda *_: None)
     assert lean_decoder(model.base_model, 9) is None
     listener.remove()
+    # What the library itself leaves behind is no listener.
+    model(torch.tensor([[5, 6]]), output_hidden_states=True)
+    model.enable_input_require_grads()
+    assert any(module._forward_hooks for module in model.modules())
+    assert isinstance(lean_decoder(model.base_model, 9), LeanDecoder)
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     assert lean_decoder(build("llama", GROUPED | {"rope_parameters": dynamic}).base_model, 9) is None
 
