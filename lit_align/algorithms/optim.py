@@ -35,7 +35,8 @@ class OptimConfig:
 
     micro_batch_tokens: int | None = None
     """Tokens that go through the model at a time, as whole prompts with their completions; by default the
-    whole batch. Less needs less memory, and changes no number: the gradients of the parts are summed."""
+    whole batch. Less needs less memory, and changes no number: the gradients of the parts are summed. (The
+    load-balancing loss of a mixture of experts is no sum over tokens; it is taken for each part.)"""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example ``{betas: [0.9, 0.95]}``."""

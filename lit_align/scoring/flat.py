@@ -14,6 +14,7 @@ from lit_align.scoring.head import Loss, chunk_rows, head_loss, head_scores, pla
 from lit_align.scoring.head_gradient import HeadGradient, embedding_joins
 from lit_align.scoring.layout import FlatLayout
 from lit_align.scoring.padded import base_model
+from lit_align.scoring.router import balance_loss
 
 
 def hidden_states(
@@ -30,22 +31,25 @@ def hidden_states(
     Returns:
         ``[M, D]``, or ``[T, D]`` without ``places``.
     """
+    return _run(model, layout, places, past_key_values=cache, use_cache=cache is not None)[0]
+
+
+def _run(model: nn.Module, layout: FlatLayout, places: Tensor | None, **options: Any) -> tuple[Tensor, Any]:
     trunk = base_model(model).base_model
     carried = layout if places is None or not len(places) else layout.at(places)
     output = trunk(
         input_ids=layout.input_ids,
         attention_mask=carrier(carried),
         position_ids=layout.position_ids,
-        past_key_values=cache,
-        use_cache=cache is not None,
+        **options,
     )
     states = output.last_hidden_state[0]
     if places is None:
-        return states
+        return states, output
     # A model whose last layer knows nothing of rows gives the states of all.
     if carried.rows is None or len(states) == layout.input_ids.shape[1]:
-        return states[places]
-    return states[carried.rows.found]
+        return states[places], output
+    return states[carried.rows.found], output
 
 
 def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
@@ -71,7 +75,10 @@ def score(
 
     With a value head, from ``[M, D]`` states to ``[M]``, the values of the same states too.
     """
-    states = hidden_states(model, layout, layout.predictors)
+    balanced = "router_loss" in statistics
+    statistics = frozenset(statistics - {"router_loss"})
+    options = {"output_router_logits": True} if balanced else {}
+    states, output = _run(model, layout, layout.predictors, use_cache=False, **options)
     targets = batch.completion_ids[layout.scored]
     head = plain_head(base_model(model), temperature)
     if head is not None and not torch.is_grad_enabled():
@@ -81,7 +88,9 @@ def score(
     if value_head is not None:
         found["values"] = value_head(states)
     size = len(batch.completion_ids)
-    return Scores(**{n: v.new_zeros(size).index_put((layout.scored,), v) for n, v in found.items()})
+    full = {n: v.new_zeros(size).index_put((layout.scored,), v) for n, v in found.items()}
+    router_loss = balance_loss(base_model(model), batch, output.router_logits) if balanced else None
+    return Scores(**full, router_loss=router_loss)
 
 
 def score_loss(
@@ -97,7 +106,8 @@ def score_loss(
 ) -> LossOutput:
     """A loss of the log-probs, through the fused head where the head is one matrix."""
     head = plain_head(base_model(model), temperature)
-    if head is None:
+    # A router's loss is one of the whole batch, made beside the head.
+    if head is None or "router_loss" in statistics:
         return loss(score(model, batch, layout, statistics, temperature, value_head), batch)
     gradient = gradient or HeadGradient()
     with embedding_joins(base_model(model), head.weight, gradient):

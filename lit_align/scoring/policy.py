@@ -20,6 +20,7 @@ from lit_align.scoring.encoder_decoder import is_encoder_decoder
 from lit_align.scoring.head_gradient import HeadGradient
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
+from lit_align.scoring.router import balances
 
 Layout = Literal["auto", "flat", "padded"]
 
@@ -141,8 +142,9 @@ class Policy(Scorer):
             temperature: the logits are divided by it.
             couples_batch: the loss is a function of the whole batch, and must not be called on parts.
         """
-        # The router's loss is made from all layers by the model's own forward.
-        layout = None if "router_loss" in statistics else self.flat_layout(batch)
+        # Some models make the router's loss inside their own forward only.
+        fits = "router_loss" not in statistics or balances(padded.base_model(self.model))
+        layout = self.flat_layout(batch) if fits else None
         lengths = _document_lengths(batch) if layout is None else layout.document_lengths
         with noisy_embeddings(self.model, lengths, self.neftune_alpha if self.training else None):
             if layout is not None and loss is not None:
