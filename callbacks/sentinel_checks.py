@@ -51,7 +51,9 @@ class NotFinite(Check):
 
     def look(self, seen: Seen) -> str | None:
         """NaN or infinite."""
-        numbers = {"the loss": seen.loss, "the gradient norm": seen.grad_norm, **seen.metrics}
+        # An extreme over nothing (no completion that ended) is infinite, and nothing is wrong.
+        metrics = {k: v for k, v in seen.metrics.items() if not (_is_extreme(k) and math.isinf(v))}
+        numbers = {"the loss": seen.loss, "the gradient norm": seen.grad_norm, **metrics}
         bad = [name for name, value in numbers.items() if value is not None and not math.isfinite(value)]
         if not bad:
             return None
@@ -73,7 +75,7 @@ class EntropyCollapse(Check):
 
     def look(self, seen: Seen) -> str | None:
         """Memory: looks in a row, and the entropies of the first five."""
-        entropy = seen.metrics.get("entropy")
+        entropy = seen.metrics.get("entropy", seen.metrics.get("policy/entropy_avg"))
         if entropy is None:
             return None
         count, *first = self.memory
@@ -174,6 +176,10 @@ def repeated_share(ids: Sequence[int], length: int = 4) -> float:
     """
     grams = [tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _is_extreme(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(("min_", "max_"))
 
 
 #: All checks, by name.

@@ -23,7 +23,10 @@ def _metrics(name: str, *values: float) -> list[Seen]:
 FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
     "zero_loss": ([Seen(loss=0.0)] * 3, [Seen(loss=0.0), Seen(loss=0.0), Seen(loss=1e-9)]),
     "all_masked": ([Seen(learned=3), Seen(learned=0)], [Seen(learned=1)]),
-    "not_finite": ([Seen(loss=math.nan)], [Seen(loss=1e30)]),
+    "not_finite": (
+        [Seen(loss=math.nan)],
+        [Seen(loss=1e30), Seen(metrics={"completions/min_terminated_length": math.inf})],
+    ),
     "constant_rewards": (_metrics("rewards/chosen", *[0.5] * 5), _metrics("rewards/accuracies", *[1.0] * 9)),
     "groups_without_spread": (
         _metrics("frac_reward_zero_std", 1, 1, 1),
