@@ -97,7 +97,12 @@ def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[s
     found: dict[nn.Module, Any] = {}
     for module in modules:
         if module is not None and any(isinstance(p, DTensor) for p in module.parameters()):
-            found[module] = get_model_state_dict(module, options=options)
+            found[module] = state = get_model_state_dict(module, options=options)
+            # Gathered one by one, tied weights have come apart, and would be written twice.
+            first: dict[int, str] = {}
+            for name, parameter in module.named_parameters(remove_duplicate=False):
+                if name in state:
+                    state[name] = state[first.setdefault(id(parameter), name)]
     return found
 
 

@@ -38,6 +38,19 @@ from step import POLICY, pairs
 STEPS = 3
 LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
 
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 61,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+    "initializer_factor": 0.3,
+}
+
 
 class Valued(AlignModule):
     """Policy and critic on one batch: a loss of log-probs and one of values."""
@@ -84,6 +97,7 @@ MODULES = {
     "actor_critic": lambda: Valued(dict(POLICY), "shared"),
     "actor_critic_lora": lambda: Valued(LORA, "shared"),
     "critic": lambda: Valued(dict(POLICY), "own"),
+    "t5": lambda: Valued({"architecture": T5}, "shared"),
     "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
     "sft_parts": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),

@@ -52,6 +52,7 @@ def assert_equal(one: dict, two: dict) -> None:
         "actor_critic",
         "actor_critic_lora",
         "critic",
+        "t5",
         "value_adapter",
     ],
 )
