@@ -18,9 +18,10 @@ from lit_align.algorithms.precision import keep_forests
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
 from lit_align.models.sharding import data_mesh, separate, shard
-from lit_align.models.skeleton import FromZero, skeleton
+from lit_align.models.skeleton import FromZero, as_on_zero, skeleton
 from lit_align.outputs import LossOutput, Metric, merge_outputs
-from lit_align.runtime.trainable import check_saved, keep_saved, saved_names
+from lit_align.runtime.fingerprint import frozen_digest
+from lit_align.runtime.trainable import check_base, check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
 from lit_align.scoring.value_adapter import ValueAdapter
 
@@ -87,6 +88,8 @@ class AlignModule(L.LightningModule, ABC):
         self.strict_loading = False
         self.tokens_seen: Tensor
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
+        # Of the weights that a checkpoint leaves out.
+        self._base: str | None = None
         self._reports: list[dict[str, Metric]] = []
         self._window: list[Tensor] = []
         #: Whether the gradients of the window before are forgotten already.
@@ -143,6 +146,7 @@ class AlignModule(L.LightningModule, ABC):
 
                 check_tokenizer(self.tokenizer, self.policy.model)
             self.attach()
+            self._base = as_on_zero(self._base_digest)
         if mesh is not None:
             scorers = [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]
             separate(scorers)
@@ -266,6 +270,7 @@ class AlignModule(L.LightningModule, ABC):
         """Leave the frozen weights out."""
         keep_saved(checkpoint, self.saved_names())
         checkpoint["saved_names"] = sorted(self.saved_names())
+        checkpoint["base"] = {"path": self._base_path(), "digest": self._base}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not belong to this model."""
@@ -273,6 +278,17 @@ class AlignModule(L.LightningModule, ABC):
         # A sharding strategy loads the weights itself, and takes them out of the checkpoint.
         found = checkpoint.get("state_dict") or dict.fromkeys(checkpoint.get("saved_names", ()))
         check_saved(found, self.saved_names())
+        check_base(checkpoint.get("base"), self._base_path(), self._base)
+
+    def _base_path(self) -> str | None:
+        return self.model_config.path or None if self.model_config is not None else None
+
+    def _base_digest(self) -> str | None:
+        lora = self.model_config.lora if self.model_config is not None else None
+        begins = "" if lora is None else lora.extra.get("init_lora_weights", "")
+        # Some ways to begin change the base, to the last bits differently on another machine.
+        moved = isinstance(begins, str) and begins not in ("", "gaussian", "orthogonal")
+        return None if moved else frozen_digest(self.policy.model)
 
     # -- the rest --------------------------------------------------------------------------------
 

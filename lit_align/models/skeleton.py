@@ -9,13 +9,14 @@ here knows how an architecture computes them.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_align.runtime.sharded_files import WholeTensors
 
+T = TypeVar("T")
 _spread: ContextVar[bool] = ContextVar("lit_align_spread", default=False)
 
 
@@ -39,13 +40,14 @@ def in_skeleton() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def as_on_zero(ask: Callable[[], bool]) -> bool:
+def as_on_zero(ask: Callable[[], T]) -> T:
     """The answer to a question about weights; in a skeleton all processes ask, and process zero answers."""
     if not _spread.get():
         return ask()
-    told = [ask() if torch.distributed.get_rank() == 0 else None]
+    told: list[Any] = [ask() if torch.distributed.get_rank() == 0 else None]
     torch.distributed.broadcast_object_list(told, src=0)
-    return bool(told[0])
+    answer: T = told[0]
+    return answer
 
 
 class FromZero:

@@ -39,6 +39,24 @@ def check_saved(state: Mapping[str, Any], names: frozenset[str]) -> None:
         )
 
 
+def check_base(saved: Mapping[str, Any] | None, path: str | None, digest: str | None) -> None:
+    """Refuse to put trained weights on a base that they were not trained on.
+
+    Args:
+        saved: ``path`` and ``digest`` of the checkpoint's base, ``None`` for a checkpoint without.
+        path: name of this base.
+        digest: of this base, ``None`` where it cannot be told.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if saved and saved["digest"] and digest and saved["digest"] != digest:
+        raise ValueError(
+            f"the checkpoint was trained on another base: {saved['path'] or 'a model in memory'} "
+            f"({saved['digest']}) then, {path or 'a model in memory'} ({digest}) now"
+        )
+
+
 def _shorten(names: list[str]) -> str:
     if not names:
         return "nothing"

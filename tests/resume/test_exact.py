@@ -1,6 +1,9 @@
 """A killed run, resumed, ends with the very weights of the run that was not killed."""
 
 import pytest
+import torch
+
+from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 
 EPOCHS = {"max_epochs": 3}
 # 13 rows, 2 a batch: 7 batches an epoch. A checkpoint after every third optimiser step.
@@ -145,3 +148,15 @@ def test_another_seed_of_the_order_is_changed_data(runs):
     changed = runs(ckpt=part.last, data={"seed": 3}, **spec)
     assert changed.code == 1
     assert "order of the data" in changed.log
+
+
+def test_adapters_on_another_base_are_refused_by_both_names(runs):
+    spec = {"algorithm": "sft_lora", "trainer": {"max_epochs": 2}}
+    part = runs.killed(8, **spec)
+    state = torch.load(part.last, weights_only=True)
+    state["base"]["digest"] = "0123456789abcdef"
+    changed = f"{part.out}/other-base.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state, changed)
+    refused = runs(ckpt=changed, **spec)
+    assert refused.code == 1
+    assert "trained on another base: a model in memory (0123456789abcdef) then" in refused.log

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_align.runtime.fingerprint import digest_of, fingerprint
+from lit_align.runtime.fingerprint import digest_of, fingerprint, frozen_digest
 
 ROW = {"text": "a", "ids": [1, 2], "weight": 0.5, "t": torch.ones(2), "n": np.ones(2)}
 
@@ -53,3 +53,16 @@ def test_objects_of_unknown_kind_do_not_shift_it():
 def test_bfloat16_and_empty_tensors():
     assert digest_of(torch.zeros(0)) != digest_of(torch.zeros(0, dtype=torch.bfloat16))
     assert digest_of(torch.ones(2, dtype=torch.bfloat16)) != digest_of(torch.zeros(2, dtype=torch.bfloat16))
+
+
+def test_frozen_weights_are_told_apart():
+    model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Linear(40, 2))
+    assert frozen_digest(model) is None
+    model[0].requires_grad_(False)
+    before = frozen_digest(model)
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    assert frozen_digest(model) == before
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-3
+    assert frozen_digest(model) != before
