@@ -56,13 +56,21 @@ class RolloutBuffer:
         updates: optimiser steps since the rollout.
     """
 
+    experience: Forest | None
+    plan: Plan
+    taken: int
+    source: tuple[int, ...]
+    stopped: bool
+    updates: int
+
     def __init__(self) -> None:
-        self.experience: Forest | None = None
-        self.plan: Plan = ()
-        self.taken = 0
-        self.source: tuple[int, ...] = ()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the rollout."""
+        self.experience, self.plan, self.source = None, (), ()
+        self.taken = self.updates = 0
         self.stopped = False
-        self.updates = 0
 
     @property
     def empty(self) -> bool:
@@ -71,9 +79,8 @@ class RolloutBuffer:
 
     def fill(self, experience: Forest, plan: Plan, source: Sequence[int]) -> None:
         """Put a new rollout in."""
+        self.clear()
         self.experience, self.plan, self.source = experience, plan, tuple(source)
-        self.taken = self.updates = 0
-        self.stopped = False
 
     def take(self) -> Forest:
         """The next minibatch."""
@@ -105,7 +112,7 @@ class RolloutBuffer:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take up where a checkpoint left; an empty state empties the buffer."""
-        self.__init__()  # type: ignore[misc]
+        self.clear()
         if not state:
             return
         self.experience = forest_of(state["experience"]).to(device)
