@@ -53,7 +53,22 @@ def generate(module: "OnPolicy", prompts: Forest, purpose: str, completions: int
             seeds=seeds,
             value_head=getattr(module.policy, "value_head", None),
         )
-    return replace(forest, rows=prompts.rows, records=prompts.records, prompt_columns=prompts.prompt_columns)
+    forest = replace(
+        forest, rows=prompts.rows, records=prompts.records, prompt_columns=prompts.prompt_columns
+    )
+    _check_probabilities(forest, purpose)
+    return forest
+
+
+def _check_probabilities(forest: Forest, purpose: str) -> None:
+    broken = ~forest.token_columns["old_logps"].isfinite()
+    if bool(broken.any()):
+        rows = sorted({forest.rows[forest.parents[c]] for c in forest.sequence[broken].tolist()})
+        raise FloatingPointError(
+            f"{purpose}: the policy's probabilities are not finite while it answers rows {rows[:20]}. No "
+            "checkpoint was written of it; go on from the last one with a lower lr, gradient_clip_val, or "
+            "another precision"
+        )
 
 
 @torch.no_grad()

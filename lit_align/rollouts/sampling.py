@@ -212,5 +212,6 @@ def choose(
     else:
         shaped = scaled if shaped is logits else shaped / sampling.temperature
         shaped = keep_top_p(keep_top_k(shaped, sampling.top_k), sampling.top_p)
-        ids = draw(keep_min_p(shaped, sampling.min_p), uniform)
+        # Of NaN no token is drawn; whoever asked finds it in the log-prob.
+        ids = draw(keep_min_p(shaped, sampling.min_p), uniform).clamp_(max=logits.shape[-1] - 1)
     return ids, scaled.gather(1, ids[:, None])[:, 0] - scaled.logsumexp(-1)

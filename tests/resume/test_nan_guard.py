@@ -73,3 +73,14 @@ def test_an_infinite_reward_reaches_no_weight(runs, algorithm):
     assert newest is not None
     state = torch.load(newest, weights_only=True)
     assert all(bool(t.isfinite().all()) for t in state["state_dict"].values())
+
+
+def test_a_policy_that_breaks_while_it_samples_is_named(runs):
+    # Each step of A2C begins with a rollout.
+    saver = {"every_n_train_steps": 1}
+    poison = {"what": "states", "at": 5}
+    part = runs(algorithm="a2c", trainer={"max_epochs": 2}, saver=saver, poison=poison)
+    assert part.code == 1
+    assert "probabilities are not finite while it answers rows" in part.log
+    assert part.last is not None
+    assert torch.load(part.last, weights_only=True)["global_step"] == 4
