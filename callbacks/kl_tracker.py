@@ -12,7 +12,7 @@ from lit_align.callbacks.before_restore import before_restore
 from lit_align.callbacks.completions import Completer
 from lit_align.callbacks.kl_references import AdapterOff, Cached, KLReference, OtherModel
 from lit_align.callbacks.kl_tally import Tally
-from lit_align.callbacks.learned_batch import learned_batch
+from lit_align.callbacks.learned_batch import answered_batch, learned_batch
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adapted
 from lit_align.callbacks.prompts import Row, encode_rows, read_rows
 from lit_align.callbacks.reporting import log_histogram, log_now
@@ -203,7 +203,11 @@ class KLTracker(L.Callback):
         assert self._reference is not None
         with trainer.precision_plugin.forward_context():
             if self._rows is None:
-                forest = learned_batch(pl_module, batch, "KLTracker").to(pl_module.device)
+                forest = (
+                    learned_batch(pl_module, batch, "KLTracker")
+                    if trainer.training
+                    else answered_batch(batch, "KLTracker")
+                ).to(pl_module.device)
                 if forest.num_tokens:
                     self._add(pl_module, tally, forest, None)
                 return

@@ -10,6 +10,18 @@ from lit_align.callbacks.prompts import forest_of
 from lit_align.rollouts.buffer import RolloutBuffer
 
 
+def answered_batch(batch: Any, owner: str) -> Forest:
+    """The batch as a forest.
+
+    Raises:
+        ValueError: it is neither a forest nor a padded mapping, or holds prompts that nobody has answered.
+    """
+    forest = forest_of(batch, owner)
+    if forest.num_prompts and not forest.num_completions:
+        raise ValueError(f"{owner}: the batch has prompts and no completions; give rows= to be completed")
+    return forest
+
+
 def learned_batch(module: Any, batch: Any, owner: str) -> Forest:
     """The batch as a forest; of a module that samples its own completions, the minibatch of its rollout.
 
@@ -21,12 +33,10 @@ def learned_batch(module: Any, batch: Any, owner: str) -> Forest:
     Raises:
         ValueError: it is neither a forest nor a padded mapping, or holds prompts that nobody has answered.
     """
-    forest = forest_of(batch, owner)
-    if forest.num_completions or not forest.num_prompts:
-        return forest
     buffer = _buffer(module)
-    if buffer is None or buffer.experience is None:
-        raise ValueError(f"{owner}: the batch has prompts and no completions; give rows= to be completed")
+    unanswered = isinstance(batch, Forest) and batch.num_prompts and not batch.num_completions
+    if not unanswered or buffer is None or buffer.experience is None:
+        return answered_batch(batch, owner)
     return buffer.experience.select(buffer.plan[buffer.taken - 1])
 
 

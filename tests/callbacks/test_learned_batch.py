@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_align.batches import Forest
-from lit_align.callbacks.learned_batch import learned_batch, learned_tokens, tokens_of
+from lit_align.callbacks.learned_batch import answered_batch, learned_batch, learned_tokens, tokens_of
 from lit_align.rollouts.buffer import RolloutBuffer
 
 PAIRS = Forest.from_lists([[5, 6], [7]], [[[8, 9, 2], [3, 2]], [[4, 2]]])
@@ -56,4 +56,6 @@ def test_padded_batches() -> None:
 def test_prompts_that_nobody_answered_are_told(module: nn.Module) -> None:
     with pytest.raises(ValueError, match="X: the batch has prompts and no completions; give rows="):
         learned_batch(module, PROMPTS, "X")
+    with pytest.raises(ValueError, match="X: the batch has prompts and no completions; give rows="):
+        answered_batch(PROMPTS, "X")
     assert learned_tokens(nn.Module(), PROMPTS) is None
