@@ -35,13 +35,11 @@ def completion_metrics(forest: Forest) -> dict[str, Metric]:
         "completions/clipped_ratio": Metric.mean((~finished).float()),
         "completions/mean_terminated_length": Metric.mean(lengths, finished.float()),
     }
-    # A process without a finished completion reports extremes that change nothing.
-    ended = lengths[finished]
-    low = ended.min() if len(ended) else lengths.new_tensor(torch.inf)
-    high = ended.max() if len(ended) else lengths.new_tensor(-torch.inf)
-    one = torch.ones((), device=forest.device)
-    metrics["completions/min_terminated_length"] = Metric(low, one, "min")
-    metrics["completions/max_terminated_length"] = Metric(high, one, "max")
+    # Of no weight where none came to its end: such a report is left out.
+    some = finished.any().float()
+    ended = lengths[finished] if finished.any() else lengths.new_zeros(1)
+    metrics["completions/min_terminated_length"] = Metric(ended.min(), some, "min")
+    metrics["completions/max_terminated_length"] = Metric(ended.max(), some, "max")
     return metrics
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lit_align.algorithms.metrics import average
 from lit_align.algorithms.rollout_metrics import completion_metrics, judged, reward_metrics
 from lit_align.batches import Forest
 from tests.algorithms.on_policy_runs import rewarded
@@ -37,7 +38,9 @@ def test_lengths():
 def test_a_rollout_without_an_end_has_no_terminated_length():
     forest = replace(rollout(), completion_columns={"finished": torch.zeros(4, dtype=torch.bool)})
     found = completion_metrics(forest)
-    assert found["completions/mean_terminated_length"].weight.item() == 0.0
+    names = {f"completions/{which}_terminated_length" for which in ("mean", "min", "max")}
+    assert {name for name, metric in found.items() if metric.weight.item() == 0} == names
+    assert not names & average([found], torch.device("cpu")).keys()
     assert found["completions/clipped_ratio"].value.item() == 4.0
 
 
