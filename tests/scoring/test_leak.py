@@ -37,6 +37,11 @@ def test_a_leak_is_seen(monkeypatch):
     assert "depend on its neighbours" in leak._reason(model)
 
 
+def test_autocast_does_not_look_like_a_leak():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert leak.fits(build("llama", GROUPED))
+
+
 def test_eager_attention_is_left_alone():
     model = build("llama", GROUPED)
     model.set_attn_implementation("eager")
