@@ -46,7 +46,8 @@ def reward(base, tmp_path_factory) -> tuple[RewardScorer, Path]:
     lora = LoraConfig(r=3, targets=["q_proj", "up_proj"], extra={"init_lora_weights": False})
     model = build_reward_model(ModelConfig(base, lora=lora, seed=7))
     with torch.no_grad():
-        model.get_base_model().score.modules_to_save["default"].weight.normal_()
+        drawn = torch.Generator().manual_seed(0)
+        model.get_base_model().score.modules_to_save["default"].weight.normal_(generator=drawn)
     path = save_pretrained_dir(model, None, tmp_path_factory.mktemp("reward") / "export")
     return RewardScorer(model).eval(), path
 
@@ -63,7 +64,8 @@ def policy(base, shared=False):
 def test_rewards_equal_those_of_the_separate_model(base, reward, layout, shared):
     scorer, path = reward
     actor = policy(base, shared)
-    actor.layout = layout
+    # Both in one layout: another layout rounds in another way.
+    actor.layout = scorer.layout = layout
     adapter = RewardAdapter(str(path))
     adapter.attach(actor)
     with torch.no_grad():
