@@ -168,6 +168,7 @@ class OnPolicy(AlignModule):
                 f"{type(self).__name__} has no rewards: give a function, a model, or a list of them "
                 "(rewards: numeric_answer); only step() is given rewards and needs none"
             )
+        super().setup(stage)
 
     # -- rollouts --------------------------------------------------------------------------------
 

@@ -198,3 +198,15 @@ def test_the_critic_and_the_head_are_in_the_checkpoint(tmp_path):
     assert {n for n, p in module.named_parameters() if p.requires_grad} <= names.keys()
     assert any(name.startswith("critic.") for name in names)
     assert not any(name.startswith("reference.") for name in names)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_samples_and_trains(tmp_path, precision):
+    module = ppo(num_epochs=2, num_minibatches=1)
+    module.configure_model()
+    before = digest(module)
+    _, steps = fit(module, tmp_path, steps=3, precision=precision)
+    assert not same(before, digest(module))
+    assert [step["val/ratio"] == 1.0 for step in steps] == [True, False, True]
+    # The sampler and the trainer round in ways of their own: a few percent, and no more.
+    assert steps[0]["ratio/first_mean"] == pytest.approx(1.0, abs=0.05)
