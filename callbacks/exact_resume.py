@@ -61,6 +61,7 @@ class ExactResume(L.Callback):
         self.on_changed = on_changed
         self.fingerprint = fingerprint
         self._order: Any = None
+        self._workers = 0
         self._found: dict[str, str] = {}
         self._restored: dict[str, Any] | None = None
         # An epoch, and the batches that the loops had counted of it when the pass over the loader began.
@@ -104,6 +105,7 @@ class ExactResume(L.Callback):
             self._cannot(str(error))
             return loader
         self._order = loader.sampler
+        self._workers = loader.num_workers
         self._found = self._fingerprints(trainer, loader)
         return loader
 
@@ -188,6 +190,19 @@ class ExactResume(L.Callback):
         """Seed the global generators for this batch."""
         self._epoch = self._order.epoch if self._order is not None else trainer.current_epoch
         reseed(derive(self._seed, "batch", self._epoch, batch_idx, self._rank))
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say what a broken connection means where batches come from other processes."""
+        # torch names a dead worker where it waits for a batch, and not where it fetches one's tensors.
+        if self._workers and isinstance(exception, (ConnectionError, EOFError)):
+            logger.error(
+                "a DataLoader worker exited unexpectedly (%s: %s), most often because the machine ran out of "
+                "memory: take fewer num_workers or smaller batches, and go on from the last checkpoint",
+                type(exception).__name__,
+                exception,
+            )
 
     # -- position --------------------------------------------------------------------------------
 

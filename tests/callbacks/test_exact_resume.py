@@ -109,3 +109,17 @@ def test_two_fits_of_one_trainer_go_on(tmp_path):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="choose error or restart"):
         ExactResume(on_changed="ignore")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ConnectionResetError, True), (EOFError, True), (KeyError, False)]
+)
+def test_a_broken_connection_to_a_worker_is_explained(error, told, caplog):
+    callback = ExactResume()
+    callback._workers = 2
+    callback.on_exception(None, None, error("peer"))
+    assert ("DataLoader worker" in caplog.text) == told
+    caplog.clear()
+    callback._workers = 0
+    callback.on_exception(None, None, error("peer"))
+    assert not caplog.text
