@@ -101,6 +101,13 @@ class WeightAverage(L.Callback):
         """Put the weights back, before any checkpoint is written."""
         self._swap_out(pl_module)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the weights in training, also from inside a validation, where the average stands for them."""
+        state = checkpoint.get("state_dict", {})
+        state |= {name: value for name, value in self._swapped.items() if name in state}
+
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:

@@ -167,8 +167,12 @@ class AlignModule(L.LightningModule, ABC):
         return self.policy(batch, **options)
 
     def setup(self, stage: str) -> None:
-        """Keep batches out of the trainer's conversions."""
+        """Keep batches out of the trainer's conversions, and forget a window that an exception cut off."""
         keep_forests(self.trainer.precision_plugin)
+        if stage == "fit":
+            self._window.clear()
+            self._reports = []
+            self.zeroed = False
 
     # -- steps -----------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Folder of a critic with a model of its own, inside the policy's directory.
 CRITIC = "critic"
+#: Folders of an export; the second is a tokenizer's.
+_FOLDERS = (CRITIC, "additional_chat_templates")
 
 
 class CriticParts(NamedTuple):
@@ -140,7 +142,13 @@ def _replaceable(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = set(os.listdir(path))
-    return not names or "config.json" in names or "adapter_config.json" in names
+    described = {"config.json", "adapter_config.json"} & names
+    weighs = any(name.endswith(".safetensors") for name in names)
+    # Other things have such files too, but no folders or hidden names of theirs are in what we write.
+    foreign = [
+        name for name in names if name.startswith(".") or ((path / name).is_dir() and name not in _FOLDERS)
+    ]
+    return not names or bool(described and weighs and not foreign)
 
 
 def _save_adapter(model: Any, folder: Path, name: str, **given: Any) -> None:

@@ -66,5 +66,10 @@ def newest_checkpoint(root: str | Path, name: str) -> Path:
         raise FileNotFoundError(
             f"no complete checkpoint under {folder}/*/checkpoints; train first, or give a file"
         )
+
     # Written by another plugin, without manifests. The clock decides; in the same tick, the higher run.
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, int(path.parts[-3])))
+    def age(path: Path) -> tuple[int, int]:
+        number = path.parts[-3]
+        return path.stat().st_mtime_ns, int(number) if number.isdecimal() else 0
+
+    return max(found, key=age)

@@ -57,6 +57,17 @@ class HeadGradient:
             self.buffer = None
         return True
 
+    def join(self, total: Tensor, weight: Tensor) -> Tensor:
+        """A loss that was made without the buffer, and hands over what the micro-batches before left in it.
+
+        Args:
+            total: of a micro-batch that autograd alone differentiates, as a padded one.
+            weight: of the head.
+        """
+        if not self.last or self.buffer is None:
+            return total
+        return _Joined.apply(total, weight, self)
+
 
 def scaled(values: Tensor, scale: Tensor) -> Tensor:
     """``values *= scale``, without a pass over them where that changes nothing."""
@@ -64,6 +75,20 @@ def scaled(values: Tensor, scale: Tensor) -> Tensor:
     if scale.is_cpu and scale.item() == 1.0:
         return values
     return values.mul_(scale.to(values.dtype))
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, weight: Tensor, gradient: HeadGradient) -> Tensor:
+        ctx.gradient, ctx.dtype = gradient, weight.dtype
+        return total.view_as(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # An embedding of this micro-batch has a gradient of its own.
+        ctx.gradient.shared = False
+        return grad, ctx.gradient.hand_over(ctx.gradient.buffer, grad, ctx.dtype), None
 
 
 class TiedEmbedding(torch.autograd.Function):

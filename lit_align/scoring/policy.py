@@ -17,6 +17,7 @@ from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded, trunk
 from lit_align.scoring.attention import install
 from lit_align.scoring.encoder_decoder import is_encoder_decoder
+from lit_align.scoring.head import plain_head
 from lit_align.scoring.head_gradient import HeadGradient
 from lit_align.scoring.layout import FlatLayout, flat_layout
 from lit_align.scoring.neftune import noisy_embeddings
@@ -162,7 +163,15 @@ class Policy(Scorer):
             if layout is not None:
                 return flat.score(self.model, batch, layout, statistics, temperature, self.value_head)
             scores = padded.score(self.model, batch, statistics, temperature, self.value_head)
-        return scores if loss is None else loss(scores, batch)
+        if loss is None:
+            return scores
+        output = loss(scores, batch)
+        if self.head_gradient is None:
+            return output
+        head = plain_head(padded.base_model(self.model))
+        if head is None:
+            return output
+        return output._replace(total=self.head_gradient.join(output.total, head.weight))
 
 
 class RewardScorer(Scorer):

@@ -57,6 +57,34 @@ def test_no_cut_of_the_window_changes_the_gradient(golden_models, one_step, name
             assert run.metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), (cut, key)
 
 
+@pytest.mark.parametrize("backward_passes", [1, 8])
+def test_a_fit_that_was_cut_off_inside_a_window_leaves_nothing_to_the_next(
+    golden_models, one_step, backward_passes
+):
+    """As in a notebook: interrupted, and begun again with the module in memory."""
+
+    class CutOff(L.Callback):
+        left = backward_passes
+
+        def on_after_backward(self, trainer, module):
+            self.left -= 1
+            if not self.left:
+                raise RuntimeError("cut off")
+
+    def begun() -> SFT:
+        optim = OptimConfig(micro_batch_tokens=40)
+        return SFT(AutoModelForCausalLM.from_pretrained(golden_models / "policy"), optim=optim)
+
+    whole, module = one_step(begun(), [pairs(1)]), begun()
+    with pytest.raises(RuntimeError, match="cut off"):
+        one_step(module, [pairs(), pairs()], callbacks=[CutOff()])
+    again = one_step(module, [pairs(1)])
+    for key, grad in whole.grads.items():
+        torch.testing.assert_close(again.grads[key], grad, rtol=1e-4, atol=1e-6)
+    assert int(module.tokens_seen) == pairs(1).num_tokens
+    assert again.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-5)
+
+
 def test_micro_batch_means_are_an_explicit_choice(golden_models, one_step):
     """Mean of the means of two micro-batches, which is not the mean over their tokens."""
     parts = [pairs().select([0, 1, 2]), pairs().select([3])]

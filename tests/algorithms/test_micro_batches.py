@@ -4,7 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from lit_align.algorithms.dpo import DPO
 from lit_align.algorithms.micro_batches import WithGradientOf, micro_batches
@@ -69,6 +75,35 @@ def test_parts_change_no_gradient_and_no_metric(one_step, name, window, tied):
         torch.testing.assert_close(parts.grads[key], grad, rtol=0, atol=1e-6 * max(1, largest))
     for key, value in whole.metrics.items():
         assert parts.metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("long", [0, 1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_part_that_has_to_be_padded_loses_no_gradient_of_the_head(one_step, long, tied):
+    """Documents longer than a sliding window leave the flat layout, wherever in the batch they stand."""
+
+    def build(tokens: int | None):
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+            sliding_window=16,
+        )
+        optim = OptimConfig(micro_batch_tokens=tokens, schedule="constant")
+        return SFT(MistralForCausalLM(config), optim=optim, lr=0.1)
+
+    lengths = [25 if i == long else 8 for i in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(3, 64, (length,), generator=generator).tolist() for length in lengths]
+    batch = Forest.from_lists([ids[:4] for ids in drawn], [[ids[4:]] for ids in drawn])
+    whole, parts = (one_step(build(tokens), [batch]) for tokens in (None, 10))
+    for key, grad in whole.grads.items():
+        torch.testing.assert_close(parts.grads[key], grad, rtol=1e-4, atol=1e-6, msg=key)
 
 
 def test_a_loss_of_the_whole_batch_is_not_cut(one_step):

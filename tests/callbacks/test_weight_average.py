@@ -98,6 +98,30 @@ def test_a_validation_that_fails_leaves_the_weights(make_stranger, make_trainer,
     assert all(torch.equal(p.double(), record.steps[-1][n]) for n, p in module.named_parameters())
 
 
+class SaveInside(L.Callback):
+    """As Preemption does where a validation is long."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def on_validation_batch_end(self, trainer: Any, *rest: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_from_inside_a_validation_has_the_weights_in_training(
+    make_stranger, make_trainer, loader, tmp_path
+) -> None:
+    path, record = tmp_path / "inside.ckpt", Record()
+    callbacks = (WeightAverage("ema", 0.9), record, SaveInside(path))
+    module = make_stranger()
+    make_trainer(*callbacks, max_steps=4, limit_val_batches=1, val_check_interval=4).fit(
+        module, loader(), loader()
+    )
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert any(not torch.equal(record.validated[-1][n], value) for n, value in record.steps[-1].items())
+    assert all(torch.equal(saved[n].double(), value) for n, value in record.steps[-1].items())
+
+
 def test_wrong_arguments_are_told() -> None:
     with pytest.raises(ValueError, match="choose ema or bema"):
         WeightAverage("swa")  # type: ignore[arg-type]

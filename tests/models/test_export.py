@@ -166,6 +166,19 @@ def test_an_earlier_export_is_replaced_and_other_things_are_not(checkpoint, tmp_
     (thesis / "chapter.tex").write_text("long work")
     with pytest.raises(FileExistsError, match="name another directory"):
         save_pretrained_dir(model, None, thesis)
+    # Many things have a config.json.
+    project = tmp_path / "project"
+    (project / ".git").mkdir(parents=True)
+    (project / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="name another directory"):
+        save_pretrained_dir(model, None, project)
+    (project / ".git").rmdir()
+    with pytest.raises(FileExistsError, match="name another directory"):
+        save_pretrained_dir(model, None, project)
+    runs = save_pretrained_dir(model, None, tmp_path / "runs")
+    (runs / "checkpoints").mkdir()
+    with pytest.raises(FileExistsError, match="name another directory"):
+        save_pretrained_dir(model, None, runs)
     link = tmp_path / "link"
     link.symlink_to(path)
     with pytest.raises(FileExistsError, match="is a link"):

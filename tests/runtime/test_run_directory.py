@@ -57,6 +57,12 @@ def test_newest_checkpoint_by_time(tmp_path: Path) -> None:
         path.write_text(str(number))
         os.utime(path, (time, time))
     assert newest_checkpoint(tmp_path, "dpo").parts[-3:] == ("2", "checkpoints", "a.ckpt")
+    # Somebody's copy beside the runs.
+    copy = tmp_path / "runs" / "dpo" / "2-before" / "checkpoints" / "a.ckpt"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("copy")
+    os.utime(copy, (90, 90))
+    assert newest_checkpoint(tmp_path, "dpo").parts[-3] == "2"
 
 
 def test_newest_checkpoint_is_one_that_is_complete(tmp_path: Path) -> None:
