@@ -152,7 +152,9 @@ class ActorCriticModule(OnPolicy):
             return torch.zeros_like(logps)
         if self.kl.estimator == "full":
             return full_kl(self.policy, self.reference, rollout, temperature=self.temperature)
-        return KL_ESTIMATORS[self.kl.estimator](logps, rollout.token_columns["reference_logps"])
+        estimate = KL_ESTIMATORS[self.kl.estimator](logps, rollout.token_columns["reference_logps"])
+        # The reference says 0 of a token without weight, which k3 may make infinite.
+        return torch.where(rollout.weights != 0, estimate, 0)
 
     def _values(self, rollout: Forest) -> Tensor:
         if self.critic is not None:

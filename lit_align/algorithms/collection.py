@@ -71,9 +71,10 @@ def _check_probabilities(forest: Forest, purpose: str) -> None:
         )
 
 
-@torch.no_grad()
 def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:
     """Turn rewarded completions into experience: scores of policy and reference, then advantages.
+
+    In evaluation mode throughout: experience has no dropout in it, a critic's and an adapter's neither.
 
     Args:
         module: the algorithm.
@@ -84,11 +85,12 @@ def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[F
     unscored = rewarded.table.isnan().all(-1)
     # Left out of every sum; a reward of 0 would be a judgement.
     forest = replace(forest, weights=torch.where(unscored[forest.sequence], 0, forest.weights))
-    if module.correction is not None:
-        forest = _corrected(module, forest, module.correction)
-    if module.uses_reference:
-        forest = forest.with_token_column("reference_logps", reference_logps(module, forest))
-    experience, more = module.experience(forest, rewarded)
+    with generation_mode(module):
+        if module.correction is not None:
+            forest = _corrected(module, forest, module.correction)
+        if module.uses_reference:
+            forest = forest.with_token_column("reference_logps", reference_logps(module, forest))
+        experience, more = module.experience(forest, rewarded)
     return replace(experience, records=()), metrics | more
 
 
@@ -113,8 +115,7 @@ def reference_logps(module: "OnPolicy", forest: Forest) -> Tensor:
 
 
 def _corrected(module: "OnPolicy", forest: Forest, correction: SamplerCorrection) -> Forest:
-    with generation_mode(module.policy):
-        logps = module.policy(forest, temperature=module.temperature).logps
+    logps = module.policy(forest, temperature=module.temperature).logps
     sampler = forest.token_columns["old_logps"]
     level = IMPORTANCE["sequence_sum" if correction.level == "sequence" else "token"]
     ratios = level(logps, sampler, forest.weights, forest.sequence, forest.num_completions)

@@ -1,5 +1,6 @@
 """PPO as a module: every part against golden numbers, with a shared trunk and with a critic of its own."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import lightning as L
@@ -10,7 +11,7 @@ from lit_align.algorithms.collection import judge
 from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.batches import Forest
-from lit_align.models.value_head import load_value_head
+from lit_align.models.value_head import ValueHeadConfig, load_value_head
 from lit_align.rollouts.sampling import Sampling
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.references import FromPath
@@ -285,3 +286,36 @@ def test_a_completion_that_was_cut_off_pays_for_it(golden_models):
 def test_settings_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**arguments)
+
+
+@pytest.mark.parametrize("critic", ["lit-align/tiny", "adapter"])
+def test_values_of_a_rollout_are_made_without_dropout(critic):
+    module = PPO(
+        {"path": "lit-align/tiny", "lora": {"r": 2, "dropout": 0.5}}
+        if critic == "adapter"
+        else "lit-align/tiny",
+        rewards=no_reward,
+        critic=critic,
+        value_head=ValueHeadConfig("normal", dropout=0.5),
+    )
+    module.configure_model()
+    module.train()
+    batch = Forest.from_lists([[5, 6]], [[[7, 8, 2]]]).with_token_column("old_logps", torch.full((3,), -1.0))
+    batch = replace(batch, completion_columns={"finished": torch.ones(1, dtype=torch.bool)})
+    experience, _ = judge(module, batch, rewarded([[1.0]]))
+    assert module.critic.training
+    assert module.policy.training
+    module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(experience.token_columns["values"], module.critic(batch))
+
+
+def test_an_unscored_completion_is_in_no_divergence():
+    """However unlikely its tokens were: a reference says nothing of tokens without weight."""
+    module = PPO("lit-align/tiny", rewards=no_reward, kl=KLPenalty(0.1, "k3", target=1.0))
+    module.configure_model()
+    batch = Forest.from_lists([[5, 6]], [[[7, 2], [8, 2]]])
+    batch = batch.with_token_column("old_logps", torch.tensor([-200.0, -200.0, -1.0, -1.0]))
+    batch = replace(batch, completion_columns={"finished": torch.ones(2, dtype=torch.bool)})
+    _, metrics = judge(module, batch, rewarded([[None], [1.0]]))
+    assert metrics["objective/kl"].value.isfinite()
