@@ -181,7 +181,7 @@ class GRPO(OnPolicy):
         """A rollout; with dynamic sampling, of as many prompts as it takes."""
         if self.dynamic_sampling is None:
             return super().rollout(prompts)
-        self.generator.sync(self.policy, self.rollouts)
+        self.hand_over()
         return self.dynamic_sampling(self, prompts)
 
     def experience(self, rollout: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:

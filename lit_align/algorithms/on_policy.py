@@ -99,6 +99,8 @@ class OnPolicy(AlignModule):
         self.buffer = RolloutBuffer()
         #: Rollouts made so far: what their randomness is derived from.
         self.rollouts = 0
+        #: How often the generator was given weights: each time is a version of its own.
+        self.versions = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         #: Micro-batches of the window that is still open.
         self.open = 0
@@ -172,10 +174,15 @@ class OnPolicy(AlignModule):
 
     # -- rollouts --------------------------------------------------------------------------------
 
+    def hand_over(self) -> None:
+        """Give the generator the weights of now; one in another process would answer with older ones."""
+        self.generator.sync(self.policy, self.versions)
+        self.versions += 1
+
     @torch.no_grad()
     def rollout(self, prompts: Forest) -> tuple[Forest, dict[str, Metric]]:
         """Answer a batch of prompts and say what the answers are worth: what the buffer is filled with."""
-        self.generator.sync(self.policy, self.rollouts)
+        self.hand_over()
         forest = collection.generate(self, prompts, f"rollout {self.rollouts}")
         return collection.judge(self, forest, self.rewards(forest, self.tokenizer, self.rollouts))
 
@@ -280,6 +287,18 @@ class OnPolicy(AlignModule):
         if self.target_kl is not None and "policy/approxkl_avg" in output.metrics:
             self._moved.append(output.metrics["policy/approxkl_avg"])
         return output
+
+    def on_validation_start(self) -> None:
+        """Held-out prompts are answered by the weights that are validated."""
+        self.hand_over()
+
+    def on_test_start(self) -> None:
+        """Test prompts are answered by the weights that are tested."""
+        self.hand_over()
+
+    def on_predict_start(self) -> None:
+        """Predictions are those of the present weights."""
+        self.hand_over()
 
     def validation_step(self, batch: Forest, batch_idx: int) -> None:
         """Answer held-out prompts, and collect rewards and lengths."""

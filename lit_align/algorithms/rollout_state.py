@@ -26,6 +26,8 @@ def saved(module: "OnPolicy") -> dict[str, Any]:
     return {
         "processes": gathered({"buffer": buffer, "own": own}),
         "rollouts": rollouts,
+        # Never taken back: a version that was given out once names those weights for good.
+        "versions": module.versions,
         "seed": module.seed,
         "state": state,
     }
@@ -38,6 +40,7 @@ def take_up(module: "OnPolicy", state: dict[str, Any]) -> None:
     module.buffer.load_state_dict(buffers[rank], module.device)
     module.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
     module.rollouts, module.seed, module.open = state["rollouts"], state["seed"], 0
+    module.versions = state["versions"]
     module.load_rollout_state(state["state"])
 
 

@@ -47,6 +47,7 @@ def respond(module: "OnPolicy", prompts: Sequence[Prompt], *, seed: int, complet
     module.configure_model()
     ids = [encode_prompt(module.tokenizer, prompt, i) for i, prompt in enumerate(prompts)]
     batch = Forest.from_lists(ids, [[] for _ in ids]).to(module.device)
+    module.hand_over()
     forest = generate(module, batch, f"respond {seed}", completions)
     lengths = list(forest.completion_lengths)
     values = forest.token_columns.get("values")

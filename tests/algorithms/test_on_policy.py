@@ -11,6 +11,7 @@ from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.callbacks import ExactResume
 from lit_align.datamodules import PromptDataModule
+from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
 from tests.algorithms.on_policy_runs import digest, fit
 
@@ -210,3 +211,37 @@ def test_lower_precision_samples_and_trains(tmp_path, precision):
     assert [step["val/ratio"] == 1.0 for step in steps] == [True, False, True]
     # The sampler and the trainer round in ways of their own: a few percent, and no more.
     assert steps[0]["ratio/first_mean"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_every_answer_is_one_of_the_present_weights(tmp_path):
+    """A generator in another process answers with the weights that it was given last."""
+
+    class Elsewhere(NativeGenerator):
+        def __init__(self):
+            super().__init__()
+            self.given, self.versions, self.stale = None, [], 0
+
+        def sync(self, policy, version):
+            self.given = [p.detach().clone() for p in policy.parameters()]
+            self.versions.append(version)
+
+        def generate(self, policy, *arguments, **options):
+            now = list(policy.parameters())
+            self.stale += self.given is None or not all(map(torch.equal, self.given, now))
+            return super().generate(policy, *arguments, **options)
+
+    elsewhere = Elsewhere()
+    module = ppo(generator=elsewhere)
+    source = "lit-align/manners-prompts"
+    data = PromptDataModule(train=source, test=source, batch_size=4, limit=8)
+    trainer = L.Trainer(
+        max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, val_check_interval=3, limit_val_batches=1,
+        num_sanity_val_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    trainer.test(module, data)
+    module.respond(["Hello"])
+    # A version names its weights for good.
+    assert elsewhere.versions == list(range(len(elsewhere.versions)))
+    assert elsewhere.stale == 0
