@@ -164,13 +164,17 @@ class OnPolicy(AlignModule):
         self.rewards.attach(self.policy, self.tokenizer if self.has_tokenizer else None)
 
     def setup(self, stage: str) -> None:
-        """Ask for rewards before anything is loaded."""
+        """Ask for rewards before anything is loaded, and forget what another fit left half used."""
         if not self.rewards.configs:
             raise ValueError(
                 f"{type(self).__name__} has no rewards: give a function, a model, or a list of them "
                 "(rewards: numeric_answer); only step() is given rewards and needs none"
             )
         super().setup(stage)
+        if stage == "fit":
+            # A checkpoint is read after this.
+            self.buffer.clear()
+            self.open, self._moved = 0, []
 
     # -- rollouts --------------------------------------------------------------------------------
 

@@ -65,6 +65,15 @@ def test_max_steps_ends_inside_a_rollout(tmp_path):
     assert (module.rollouts, module.buffer.taken) == (2, 2)
 
 
+def test_a_second_fit_begins_with_a_rollout_of_its_own(tmp_path):
+    module = ppo()
+    fit(module, tmp_path, steps=2)
+    assert not module.buffer.empty
+    trainer, _ = fit(module, tmp_path, steps=6)
+    assert trainer.global_step == 6
+    assert (module.rollouts, module.buffer.taken) == (1 + 2, 2)
+
+
 @pytest.mark.parametrize(
     ("kind", "stop"),
     [*((kind, stop) for kind in ("ppo", "replay") for stop in (1, 2, 4, 5)), ("adapters", 2)],
