@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 COMMAND = [
     *(sys.executable, "-m", "lit_align", "fit", "--config", "sft.yaml", "--ckpt_path", "last"),
-    *("--trainer.max_steps", "12"),
+    *("--trainer.max_steps", "150"),
     *("--trainer.limit_val_batches", "1", "--data.batch_size", "2"),
 ]
 
@@ -33,7 +33,7 @@ def test_terminated_and_started_again(tmp_path):
     while not (tmp_path / "part/runs/sft/1/config.yaml").exists():
         assert time.monotonic() < deadline, (tmp_path / "part/log.txt").read_text()
         time.sleep(0.05)
-    time.sleep(1.5)
+    time.sleep(1.0)
     part.send_signal(signal.SIGTERM)
     code = part.wait(300)
     assert code in (143, -signal.SIGTERM), (tmp_path / "part/log.txt").read_text()
