@@ -254,6 +254,11 @@ class GRPO(OnPolicy):
             output.metrics["entropy_coef"] = Metric.mean(value)
         return output
 
+    def forget_minibatch(self) -> None:
+        """Also its entropy, which is not to steer the bonus."""
+        super().forget_minibatch()
+        self._entropies = []
+
     def after_update(self) -> None:
         """Also steer the entropy bonus."""
         super().after_update()

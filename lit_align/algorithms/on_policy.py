@@ -251,8 +251,13 @@ class OnPolicy(AlignModule):
         # Lightning lets no process of several leave a step out: its gradient is made, and forgotten.
         reports = list(self._reports)
         loss = super().training_step(minibatch, batch_idx)
-        self._reports, self._moved = reports, []
+        self._reports = reports
+        self.forget_minibatch()
         return loss
+
+    def forget_minibatch(self) -> None:
+        """Forget what was measured on a minibatch that changes no weights."""
+        self._moved = []
 
     def optimizer_step(
         self,

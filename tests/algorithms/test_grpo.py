@@ -1,8 +1,11 @@
 """GRPO and its family as modules, against golden numbers and what must hold by definition."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from lit_align.algorithms.base import AlignModule
 from lit_align.algorithms.grpo import GRPO
 from lit_align.batches import Forest
 from lit_align.rollouts.generate import encode_prompt
@@ -177,3 +180,16 @@ def test_a_function_of_ones_own_is_a_loss_and_an_advantage(tmp_path):
 def test_settings_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GRPO("lit-align/tiny", rewards=polite, **arguments)
+
+
+def test_a_minibatch_that_is_passed_over_steers_no_entropy(golden_models, monkeypatch):
+    """One of several processes runs it nevertheless, because Lightning lets none leave a step out."""
+    module = GRPO(golden_policy(golden_models), rewards=no_reward, completions=2, entropy_target=1.0)
+    module.configure_model()
+    monkeypatch.setattr(AlignModule, "training_step", lambda self, batch, i: self._run(batch, False).total)
+    monkeypatch.setattr(GRPO, "trainer", SimpleNamespace(world_size=2))
+    batch = Forest.from_lists([[5, 6]], [[[7, 8], [9]]]).with_token_column("advantages", torch.ones(3))
+    module.fill(batch.with_token_column("old_logps", torch.full((3,), -1.0)), [0])
+    module.buffer.stopped = True
+    module.training_step(batch, 0)
+    assert not module._entropies
