@@ -1,5 +1,6 @@
 """A language model behind an OpenAI-compatible endpoint as a judge of two completions."""
 
+import http.client
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lit_align.rollouts.generate import Prompt
+from lit_align.rollouts.http_json import open_here
 
 #: After MT-Bench (Zheng et al. 2023, arXiv 2306.05685, figure 5), which found that such verdicts agree with
 #: people's and favour one place of the two: so each pair is asked in both orders, see `WinRate`.
@@ -115,7 +117,14 @@ class EndpointJudge:
                 reason = f"status {error.code}: {error.read(200).decode(errors='replace')}"
                 if error.code != 429 and error.code < 500:
                     raise ValueError(f"EndpointJudge: {self.url} answers with {reason}") from error
-            except (OSError, KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+            except (
+                OSError,
+                http.client.HTTPException,
+                KeyError,
+                IndexError,
+                TypeError,
+                json.JSONDecodeError,
+            ) as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 marks = re.findall(r"\[\[([ABC])\]\]", reply)
@@ -136,7 +145,7 @@ class EndpointJudge:
         request = urllib.request.Request(
             f"{self.url}/chat/completions", data=json.dumps(body).encode(), headers=headers
         )
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+        with open_here(request, self.timeout) as response:
             answer = json.load(response)
         return str(answer["choices"][0]["message"]["content"])
 

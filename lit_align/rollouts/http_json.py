@@ -1,5 +1,6 @@
 """JSON over HTTP to a server that may be slow, busy or away, with errors that say which."""
 
+import http.client
 import json
 import os
 import time
@@ -18,6 +19,25 @@ class ServerUnreachableError(ServerError):
 
 class ServerRefusedError(ServerError):
     """The server understood, and said no: asking again would not help."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> None:
+        """A status of 3xx is an error: the key in the headers would go along, and the body would not."""
+
+
+def open_here(request: urllib.request.Request, timeout: float) -> Any:
+    """The response to a request, from its own address and no other.
+
+    Args:
+        request: to a server.
+        timeout: seconds.
+
+    Raises:
+        urllib.error.HTTPError: the status is an error, or names another address.
+        OSError: no connection, or no answer in time.
+    """
+    return urllib.request.build_opener(_Stay).open(request, timeout=timeout)
 
 
 class JsonClient:
@@ -71,7 +91,7 @@ class JsonClient:
                 reason = f"status {error.code}: {error.read(500).decode(errors='replace').strip()}"
                 if error.code != 429 and error.code < 500:
                     raise ServerRefusedError(f"{self.url}{path} refuses with {reason}") from error
-            except OSError as error:  # no connection, a broken one, or no answer in time
+            except (OSError, http.client.HTTPException) as error:  # no connection, a broken one, or no time
                 reason = f"{type(error).__name__}: {error}"
         raise ServerUnreachableError(
             f"{self.url}{path} gave no answer in {self.attempts} attempts of {self.timeout:g} s "
@@ -86,7 +106,7 @@ class JsonClient:
                 raise ValueError(f"the environment has no {self.key_variable}, which holds the server's key")
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+        with open_here(request, self.timeout) as response:
             text = response.read().decode()
         try:
             return json.loads(text)

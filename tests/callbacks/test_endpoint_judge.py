@@ -17,6 +17,8 @@ class Endpoint:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any], str | None]] = []
         self.statuses: list[int] = []
+        #: Replies that break off in the middle.
+        self.torn = 0
         self.reply: Callable[[str], str] = longer
         endpoint = self
 
@@ -30,8 +32,16 @@ class Endpoint:
                 data = json.dumps(answer if status == 200 else {"error": "the key is wrong"}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                if status == 302:
+                    self.send_header("Location", "/elsewhere")
                 self.end_headers()
-                self.wfile.write(data)
+                endpoint.torn -= 1
+                self.wfile.write(data[:10] if endpoint.torn >= 0 else data)
+
+            def do_GET(self) -> None:
+                endpoint.requests.append((self.path, {}, self.headers.get("Authorization")))
+                self.send_response(404)
+                self.end_headers()
 
             def log_message(self, *args: Any) -> None: ...
 
@@ -59,6 +69,20 @@ def judge_of(endpoint: Endpoint, **options: Any) -> EndpointJudge:
     judge = EndpointJudge(endpoint.url, "m", **options)
     judge.pause = 0.0
     return judge
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(endpoint: Endpoint) -> None:
+    endpoint.torn = 1
+    assert judge_of(endpoint)(["One"], ["long"], ["no"]) == [1.0]
+    assert len(endpoint.requests) == 2
+
+
+def test_a_key_goes_to_no_other_address(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    endpoint.statuses = [302]
+    with pytest.raises(ValueError, match="status 302"):
+        judge_of(endpoint)(["One"], ["long"], ["no"])
+    assert [path for path, *_ in endpoint.requests] == ["/v1/chat/completions"]
 
 
 PROMPTS: list[Any] = ["One", [{"role": "user", "content": "Blue"}], "Three"]
