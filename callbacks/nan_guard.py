@@ -50,6 +50,10 @@ class NanGuard(L.Callback):
         self._rows: list[int] = []
         self._last: list[int] = []
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget a window that an exception cut off."""
+        self._window = []
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lit_align.callbacks import NanGuard
 from lit_align.runtime.manifest import newest_complete
 
 
@@ -84,3 +87,34 @@ def test_a_policy_that_breaks_while_it_samples_is_named(runs):
     assert "probabilities are not finite while it answers rows" in part.log
     assert part.last is not None
     assert torch.load(part.last, weights_only=True)["global_step"] == 4
+
+
+def test_a_second_fit_does_not_stop_at_the_loss_of_the_first(tmp_path):
+    """Cut off inside a window, whose losses were not looked at, and begun again with the same guard."""
+
+    class Model(BoringModel):
+        broken = True
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            return loss * float("nan") if self.broken else loss
+
+        def on_train_batch_end(self, *rest):
+            if self.broken:
+                raise RuntimeError("cut off")
+
+    guard, module = NanGuard(), Model()
+
+    def fit():
+        trainer = L.Trainer(
+            max_steps=1, accumulate_grad_batches=2, callbacks=[guard], logger=False, accelerator="cpu",
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module)
+        return trainer
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        fit()
+    module.broken = False
+    assert fit().global_step == 1

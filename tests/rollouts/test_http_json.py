@@ -2,6 +2,7 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_addresses(url):
 class Endpoint(BaseHTTPRequestHandler):
     """Breaks off its first reply to /torn, and sends /moved elsewhere."""
 
-    seen: list[str] = []
+    seen: ClassVar[list[str]] = []
 
     def do_POST(self):
         self.seen.append(self.path)
