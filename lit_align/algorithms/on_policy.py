@@ -370,7 +370,11 @@ class OnPolicy(AlignModule):
     # -- checkpoint ------------------------------------------------------------------------------
 
     def rollout_state(self) -> dict[str, Any]:
-        """State of the algorithm beside weights and buffer, as plain data; the same on every process."""
+        """State of the algorithm beside weights and buffer, as plain data.
+
+        The same on every process, but for what reward functions remember of the completions they judged; as
+        many processes as before get back their own.
+        """
         return {"rewards": self.rewards.reward_state()}
 
     def load_rollout_state(self, state: dict[str, Any]) -> None:

@@ -24,12 +24,11 @@ def saved(module: "OnPolicy") -> dict[str, Any]:
         # The open window began with an earlier rollout. It will be made again, from the same weights.
         rollouts, state, own = module.before
     return {
-        "processes": gathered({"buffer": buffer, "own": own}),
+        "processes": gathered({"buffer": buffer, "own": own, "state": state}),
         "rollouts": rollouts,
         # Never taken back: a version that was given out once names those weights for good.
         "versions": module.versions,
         "seed": module.seed,
-        "state": state,
     }
 
 
@@ -41,7 +40,9 @@ def take_up(module: "OnPolicy", state: dict[str, Any]) -> None:
     module.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
     module.rollouts, module.seed, module.open = state["rollouts"], state["seed"], 0
     module.versions = state["versions"]
-    module.load_rollout_state(state["state"])
+    # What reward functions remember differs between processes; to other numbers of them goes the first's.
+    same = len(state["processes"]) == world_size
+    module.load_rollout_state(state["processes"][rank if same else 0]["state"])
 
 
 def gathered(state: dict[str, Any]) -> list[dict[str, Any]]:

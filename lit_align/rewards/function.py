@@ -1,5 +1,6 @@
 """One reward function with its limits: called safely, its failures named, masked and counted."""
 
+import copy
 import inspect
 import logging
 import time
@@ -97,7 +98,10 @@ class RewardFunction:
         """Plain data for a checkpoint: recent failures, and what the function itself wants to keep."""
         own = getattr(self.function, "state_dict", None)
         keeps = callable(own) and not hasattr(self.function, "forward")
-        return {"failures": self.count.state(), **({"own": own()} if keeps and own is not None else {})}
+        return {
+            "failures": self.count.state(),
+            **({"own": copy.deepcopy(own())} if keeps and own is not None else {}),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""

@@ -155,6 +155,29 @@ def test_state_of_the_function_and_of_its_failures(inputs):
     assert first.state() == second.state() == {"failures": [[2, 2]], "own": {"calls": 1}}
 
 
+def test_state_is_that_of_its_moment(inputs):
+    """A window of several rollouts takes it at its start, and saves it later."""
+
+    class Counting:
+        def __init__(self):
+            self.kept = {}
+
+        def __call__(self, completions):
+            self.kept["calls"] = self.kept.get("calls", 0) + 1
+            return [0.0] * len(completions)
+
+        def state_dict(self):
+            return self.kept
+
+        def load_state_dict(self, state):
+            self.kept = state
+
+    function = RewardFunction(Counting(), "f")
+    before = function.state()
+    function(inputs(["a"]))
+    assert before["own"] == {}
+
+
 def test_a_module_keeps_its_weights_to_itself():
     assert RewardFunction(torch.nn.Linear(2, 2), "m").state() == {"failures": []}
 
