@@ -112,7 +112,11 @@ def remove_litter(directory: Path) -> None:
             # One with our own number is of an earlier process that had it: we write one file at a time.
             dead = int(found["pid"]) == os.getpid() or not _alive(int(found["pid"]))
         else:
-            dead = time.time() - path.stat().st_mtime > _STALE
+            try:
+                dead = time.time() - path.stat().st_mtime > _STALE
+            except FileNotFoundError:
+                # Its owner has put it in its place since it was listed.
+                continue
         if dead:
             remove(path)
 
