@@ -1,17 +1,18 @@
 """On-policy rounds by hand: ask the policy, judge its answers yourself, let it learn from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.algorithms.collection import generate, judge
 from lit_align.algorithms.metrics import average
 from lit_align.algorithms.optim import build_optimizer
 from lit_align.batches import Forest
-from lit_align.rollouts.generate import Prompt, encode_prompt
+from lit_align.rollouts.generate import Prompt, encode_prompt, generation_mode
 from lit_align.rollouts.reward_set import RewardResult
 
 if TYPE_CHECKING:
@@ -73,21 +74,31 @@ def optimise(
     """One round on completions that were judged by the caller; see :meth:`OnPolicy.step`."""
     module.configure_model()
     forest = _forest(module, prompts, completions)
-    with torch.no_grad():
-        module.policy.eval()
+    with generation_mode(module):
         # The completions may come from anywhere: what the policy thinks of them is asked once.
         logps = module.policy(forest, temperature=module.temperature).logps
         forest = forest.with_token_column("old_logps", logps)
         experience, metrics = judge(module, forest, _given(rewards, forest))
     module.fill(experience, forest.rows)
     reports = [metrics]
-    module.train()
-    while not module.buffer.empty:
-        minibatch = module.buffer.take()
-        if module.buffer.stopped:
-            continue
-        reports.append(_update(module, minibatch, max_norm))
+    with _training_mode(module):
+        while not module.buffer.empty:
+            minibatch = module.buffer.take()
+            if module.buffer.stopped:
+                continue
+            reports.append(_update(module, minibatch, max_norm))
     return average(reports, module.device)
+
+
+@contextmanager
+def _training_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _update(module: "OnPolicy", minibatch: Forest, max_norm: float | None) -> dict[str, Any]:

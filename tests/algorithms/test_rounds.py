@@ -92,3 +92,13 @@ def test_rewards_that_are_given_need_no_function(tmp_path):
     assert metrics["objective/scores"] == metrics["reward"] == 3.0
     with pytest.raises(ValueError, match="PPO has no rewards: give a function"):
         fit(module, tmp_path)
+
+
+def test_a_round_leaves_every_mode_as_it_was():
+    module = build(critic="lit-align/tiny", num_epochs=1)
+    module.configure_model()
+    module.policy.model.lm_head.eval()
+    module.critic.eval()
+    modes = [part.training for part in module.modules()]
+    module.step(["Hello"] * 2, ["Thank you.", "No."], [1.0, 0.0])
+    assert [part.training for part in module.modules()] == modes
