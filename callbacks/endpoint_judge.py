@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.http_json import open_here
+from lit_align.runtime import trust
 
 #: After MT-Bench (Zheng et al. 2023, arXiv 2306.05685, figure 5), which found that such verdicts agree with
 #: people's and favour one place of the two: so each pair is asked in both orders, see `WinRate`.
@@ -44,7 +45,8 @@ class EndpointJudge:
     Args:
         url: of the endpoint, up to ``/v1``.
         model: as the endpoint calls it.
-        key_variable: environment variable that holds the key; none is sent where it is not set.
+        key_variable: environment variable that holds the key; none is sent where it is not set. On the
+            command line its name begins with ``LIT_ALIGN_KEY``.
         template: of the question, with ``{prompt}``, ``{first}`` and ``{second}``, to be answered with
             ``[[A]]``, ``[[B]]`` or ``[[C]]``.
         max_tokens: of a reply.
@@ -57,7 +59,7 @@ class EndpointJudge:
         self,
         url: str,
         model: str,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str = "LIT_ALIGN_KEY",
         template: str = TEMPLATE,
         max_tokens: int = 512,
         timeout: float = 60.0,
@@ -66,6 +68,7 @@ class EndpointJudge:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"EndpointJudge: url is {url!r}; it begins with http:// or https://")
+        trust.check_key(key_variable)
         missing = [name for name in ("{prompt}", "{first}", "{second}") if name not in template]
         if missing:
             raise ValueError(f"EndpointJudge: the template has no {', '.join(missing)}")

@@ -109,6 +109,8 @@ class OnPolicy(AlignModule):
         # How far the policy has moved in it.
         self._moved: list[Metric] = []
         self._own_optimizer: torch.optim.Optimizer | None = None
+        #: Updates made by hand.
+        self.own_steps = 0
 
     # -- what an algorithm says ------------------------------------------------------------------
 

@@ -111,6 +111,8 @@ def _update(module: "OnPolicy", minibatch: Forest, max_norm: float | None) -> di
         torch.nn.utils.clip_grad_norm_(trained, max_norm)
     optimizer.step()
     module.after_update()
+    module.own_steps += 1
+    module.reference.after_step(module.policy, module.own_steps)
     return output.metrics
 
 

@@ -8,6 +8,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from lit_align.runtime import trust
+
 
 class ServerError(RuntimeError):
     """The server did not do what it was asked for."""
@@ -49,7 +51,8 @@ class JsonClient:
         attempts: how often a request is made where the connection fails, time is up, or the server is busy
             (status 429) or in trouble (5xx).
         pause: seconds before the second attempt; each further one waits twice as long.
-        key_variable: environment variable with the key that the server wants, if it wants one.
+        key_variable: environment variable with the key that the server wants, if it wants one; on the
+            command line its name begins with ``LIT_ALIGN_KEY``.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class JsonClient:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url is {url!r}; it must begin with http:// or https://")
+        trust.check_key(key_variable)
         if attempts < 1:
             raise ValueError(f"attempts is {attempts}; it must be at least 1")
         self.url = url.rstrip("/")

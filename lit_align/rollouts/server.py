@@ -56,7 +56,8 @@ class ServerGenerator(Generator):
         timeout: seconds that one answer may take.
         attempts: how often a request is made.
         pause: seconds before the second attempt; each further one waits twice as long.
-        key_variable: environment variable with the key that the server wants, if it wants one.
+        key_variable: environment variable with the key that the server wants, if it wants one; on the
+            command line its name begins with ``LIT_ALIGN_KEY``.
     """
 
     #: What an algorithm does about the server's own rounding where nobody has said otherwise.

@@ -20,6 +20,9 @@ ALLOWED = (
     "torchmetrics",
 )
 
+#: What environment variables are called that a configuration may have sent to a server.
+KEYS = "LIT_ALIGN_KEY"
+
 _restriction: ContextVar[tuple[str, ...] | None] = ContextVar("lit_align_trust", default=None)
 
 
@@ -34,6 +37,17 @@ class UntrustedImport(ValueError):
         super().__init__(f"the configuration names {path!r}, which is not on the list of trusted packages")
         package = path.partition(".")[0]
         self.hint = f"if you know what it does, add '--trust {package}'; trusted are {', '.join(ALLOWED)}"
+
+
+class UntrustedKey(UntrustedImport):
+    """A configuration wants a secret sent that was not made for it."""
+
+    def __init__(self, variable: str) -> None:
+        ValueError.__init__(
+            self, f"the configuration wants the environment variable {variable!r} sent to a server as its key"
+        )
+        name = f"{KEYS}_{variable}"
+        self.hint = f"if that server may have it: export {name}=${variable}, and key_variable: {name}"
 
 
 @contextmanager
@@ -103,3 +117,23 @@ def check(path: str) -> None:
     if allowed is None or any(path == entry or path.startswith(f"{entry}.") for entry in allowed):
         return
     raise UntrustedImport(path)
+
+
+def check_key(variable: str | None) -> None:
+    """Refuse an environment variable that a configuration may not have sent to a server of its choice.
+
+    A file from a stranger could name a token of the user's and an address of its own. So on the command line
+    a key is sent only from a variable that was made for it; outside of :func:`restricted` any will do.
+
+    Args:
+        variable: its name; ``None`` for none.
+
+    Raises:
+        UntrustedKey: its name does not begin with :data:`KEYS`.
+
+    >>> check_key("HF_TOKEN")
+    >>> with restricted():
+    ...     check_key("LIT_ALIGN_KEY_JUDGE")
+    """
+    if _restriction.get() is not None and variable is not None and not variable.startswith(KEYS):
+        raise UntrustedKey(variable)

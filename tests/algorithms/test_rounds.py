@@ -6,6 +6,7 @@ import torch
 from lit_align.algorithms.grpo import GRPO
 from lit_align.algorithms.ppo import PPO
 from lit_align.rollouts.sampling import Sampling
+from lit_align.scoring.references import EMA
 from tests.algorithms.on_policy_runs import digest, fit, no_reward
 
 LAMP = [{"role": "user", "content": "My lamp will not turn on."}]
@@ -102,3 +103,10 @@ def test_a_round_leaves_every_mode_as_it_was():
     modes = [part.training for part in module.modules()]
     module.step(["Hello"] * 2, ["Thank you.", "No."], [1.0, 0.0])
     assert [part.training for part in module.modules()] == modes
+
+
+def test_a_reference_that_follows_the_policy_follows_it_here_too():
+    module = build(GRPO, completions=2, beta=0.1, reference=EMA(alpha=1.0, interval=1))
+    module.step([LAMP] * 2, ["One.", "Two."], [1.0, 0.0])
+    mine = dict(module.reference.frozen.named_parameters())
+    assert all(torch.equal(mine[n], p) for n, p in module.policy.named_parameters() if p.requires_grad)

@@ -78,7 +78,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(endpoint: Endpoint) -> None:
 
 
 def test_a_key_goes_to_no_other_address(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("LIT_ALIGN_KEY", "secret")
     endpoint.statuses = [302]
     with pytest.raises(ValueError, match="status 302"):
         judge_of(endpoint)(["One"], ["long"], ["no"])
@@ -89,7 +89,7 @@ PROMPTS: list[Any] = ["One", [{"role": "user", "content": "Blue"}], "Three"]
 
 
 def test_verdicts(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("LIT_ALIGN_KEY", "secret")
     judge = judge_of(endpoint)
     assert judge(PROMPTS, ["long", "a", "abc"], ["no", "bcd", "xyz"]) == [1.0, 0.0, 0.5]
     assert {path for path, _, _ in endpoint.requests} == {"/v1/chat/completions"}
@@ -102,7 +102,7 @@ def test_verdicts(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_completions_that_look_like_places_stay_what_they_are(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("LIT_ALIGN_KEY", raising=False)
     judge_of(endpoint)(["{first}"], ["{second} {0}"], ["}"])
     ((_, body, key),) = endpoint.requests
     assert (

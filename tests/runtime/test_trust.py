@@ -60,3 +60,18 @@ def test_paths_that_lead_nowhere(path: str) -> None:
 def test_trust_takes_names() -> None:
     with pytest.raises(ValueError, match="not 'my-package'"), trust.restricted(["my-package"]):
         pass
+
+
+def test_a_configuration_sends_no_secret_that_was_not_made_for_it() -> None:
+    from lit_align.callbacks.endpoint_judge import EndpointJudge
+    from lit_align.rollouts.http_json import JsonClient
+
+    with trust.restricted():
+        for variable in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+            with pytest.raises(trust.UntrustedKey, match=variable) as caught:
+                EndpointJudge("http://localhost/v1", "model", key_variable=variable)
+            assert f"LIT_ALIGN_KEY_{variable}" in caught.value.hint
+            with pytest.raises(trust.UntrustedKey, match=variable):
+                JsonClient("http://localhost", key_variable=variable)
+        assert JsonClient("http://localhost", key_variable="LIT_ALIGN_KEY_SERVER").url == "http://localhost"
+    assert JsonClient("http://localhost", key_variable="HF_TOKEN").key_variable == "HF_TOKEN"
