@@ -66,3 +66,10 @@ def test_frozen_weights_are_told_apart():
     with torch.no_grad():
         model[0].weight[0, 0] += 1e-3
     assert frozen_digest(model) != before
+
+
+def test_a_large_tensor_has_no_place_past_its_end() -> None:
+    model = torch.nn.Module()
+    # One number seen 25,600,000 times; float32 cannot tell the last place from the one behind it.
+    model.weight = torch.nn.Parameter(torch.zeros(1).expand(25_600_000), requires_grad=False)
+    assert frozen_digest(model) is not None
