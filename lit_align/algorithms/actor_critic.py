@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.on_policy import OnPolicy
-from lit_align.algorithms.policy_step import clip_metrics, decisions, policy_loss, step_metrics
+from lit_align.algorithms.policy_step import surrogate
 from lit_align.algorithms.rollout_metrics import judged
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaper, ScoreShaping
 from lit_align.batches import Forest
@@ -201,18 +201,14 @@ class ActorCriticModule(OnPolicy):
 
     def loss(self, scores: Scores, batch: Forest) -> LossOutput:
         """Sum over tokens of policy loss, value loss and entropy bonus, and the number of tokens."""
-        fresh = self.buffer.updates == 0
-        tokens = decisions(scores, batch, fresh=fresh)
         bonus = None
         if self.entropy_coefficient:
             assert scores.entropy is not None
             bonus = -self.entropy_coefficient * scores.entropy
-        output = policy_loss(self.objective, tokens, batch, extra=bonus)
-        output.metrics.update(step_metrics(tokens, scores, batch, fresh=fresh))
-        clipping = clip_metrics(self.objective, tokens)
-        output.metrics.update(clipping)
-        if clipping:
-            output.metrics["policy/clipfrac_avg"] = clipping["clip_ratio/region_mean"]
+        fresh = self.buffer.updates == 0
+        output = surrogate(self.objective, scores, batch, fresh=fresh, extra=bonus)
+        if "clip_ratio/region_mean" in output.metrics:
+            output.metrics["policy/clipfrac_avg"] = output.metrics["clip_ratio/region_mean"]
         return output if scores.values is None else self._with(output, self.value_loss(scores.values, batch))
 
     def value_loss(self, values: Tensor, batch: Forest) -> LossOutput:

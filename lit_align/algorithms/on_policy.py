@@ -147,6 +147,11 @@ class OnPolicy(AlignModule):
             self._generator = NativeGenerator()
         return self._generator
 
+    def score_options(self, logging: bool) -> dict[str, Any]:
+        """The entropy on steps that log."""
+        wanted = {"entropy"} if logging else set()
+        return {"statistics": frozenset(wanted), "temperature": self.temperature}
+
     # -- model -----------------------------------------------------------------------------------
 
     def build(self, model: Any) -> Policy:

@@ -71,6 +71,24 @@ def policy_loss(
     return LossOutput((each * weights).sum(), total, metrics)
 
 
+def surrogate(
+    objective: PolicyObjective, scores: Scores, batch: Forest, *, fresh: bool, extra: Tensor | None = None
+) -> LossOutput:
+    """A policy loss with all that is reported of its step.
+
+    Args:
+        objective: the loss.
+        scores: of the present policy.
+        batch: the minibatch.
+        fresh: see :func:`decisions`.
+        extra: see :func:`policy_loss`.
+    """
+    tokens = decisions(scores, batch, fresh=fresh)
+    output = policy_loss(objective, tokens, batch, extra=extra)
+    metrics = step_metrics(tokens, scores, batch, fresh=fresh) | clip_metrics(objective, tokens)
+    return output._replace(metrics=output.metrics | metrics)
+
+
 def group_experience(
     rollout: Forest,
     rewarded: RewardResult,

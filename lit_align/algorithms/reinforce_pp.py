@@ -9,11 +9,8 @@ from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.on_policy import OnPolicy
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.policy_step import (
-    clip_metrics,
-    decisions,
     group_experience,
-    policy_loss,
-    step_metrics,
+    surrogate,
 )
 from lit_align.algorithms.rollout_metrics import judged
 from lit_align.algorithms.shaping import ScoreShaper, ScoreShaping
@@ -155,19 +152,9 @@ class ReinforcePP(OnPolicy):
         )
         return rollout, metrics
 
-    def score_options(self, logging: bool) -> dict[str, Any]:
-        """The entropy on steps that log."""
-        wanted = {"entropy"} if logging else set()
-        return {"statistics": frozenset(wanted), "temperature": self.temperature}
-
     def loss(self, scores: Scores, batch: Forest) -> LossOutput:
         """Sum over tokens of the clipped surrogate, and the number of tokens."""
-        fresh = self.buffer.updates == 0
-        tokens = decisions(scores, batch, fresh=fresh)
-        output = policy_loss(self.objective, tokens, batch)
-        output.metrics.update(step_metrics(tokens, scores, batch, fresh=fresh))
-        output.metrics.update(clip_metrics(self.objective, tokens))
-        return output
+        return surrogate(self.objective, scores, batch, fresh=self.buffer.updates == 0)
 
     def rollout_state(self) -> dict[str, Any]:
         """Also the moments of the scores."""

@@ -1,17 +1,12 @@
 """REINFORCE leave-one-out."""
 
-from typing import Any
-
 from lit_align.algorithms.base import LossAverage, TokenizerLike
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.on_policy import OnPolicy
 from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.policy_step import (
-    clip_metrics,
-    decisions,
     group_experience,
-    policy_loss,
-    step_metrics,
+    surrogate,
     without_truncated,
 )
 from lit_align.algorithms.rollout_metrics import judged
@@ -134,16 +129,6 @@ class RLOO(OnPolicy):
         )
         return without_truncated(rollout) if self.mask_truncated else rollout, metrics
 
-    def score_options(self, logging: bool) -> dict[str, Any]:
-        """The entropy on steps that log."""
-        wanted = {"entropy"} if logging else set()
-        return {"statistics": frozenset(wanted), "temperature": self.temperature}
-
     def loss(self, scores: Scores, batch: Forest) -> LossOutput:
         """Sum over completions of the clipped surrogate, and their number."""
-        fresh = self.buffer.updates == 0
-        tokens = decisions(scores, batch, fresh=fresh)
-        output = policy_loss(self.objective, tokens, batch)
-        output.metrics.update(step_metrics(tokens, scores, batch, fresh=fresh))
-        output.metrics.update(clip_metrics(self.objective, tokens))
-        return output
+        return surrogate(self.objective, scores, batch, fresh=self.buffer.updates == 0)
