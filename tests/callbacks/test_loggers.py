@@ -90,6 +90,7 @@ def test_mlflow_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("mlflow", reason="needs mlflow (pip install mlflow-skinny)")
     # MLflow 3 asks whoever still writes plain files to say so.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     logger = MLFlowLogger("lit-align", tracking_uri=f"file:{tmp_path / 'mlruns'}")
     run(logger)
     (folder,) = tmp_path.glob(f"mlruns/*/{logger.run_id}")
