@@ -62,13 +62,28 @@ class Worker:
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._number = 0
         self._pending = False
+        self._turn = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Worker"], tuple[str]]:
         # A copy of it (an averaged module holds one) begins a process of its own.
         return Worker, (self.path,)
 
+    def call(self, arguments: Mapping[str, Any], seconds: float | None) -> Any:
+        """What a call gives, waited for. Threads that call at once take turns.
+
+        Args:
+            arguments: see :meth:`start`.
+            seconds: see :meth:`start`; waiting for a turn is not counted.
+
+        Raises:
+            TimeLimit: it took too long; the process has been killed.
+            RaisedThere: the function raised an exception, or the process died.
+        """
+        with self._turn:
+            return self.start(arguments, seconds).result()
+
     def start(self, arguments: Mapping[str, Any], seconds: float | None) -> IsolatedCall:
-        """Begin a call.
+        """Begin a call, for one thread at a time: the call before must have been waited for, or it is killed.
 
         Args:
             arguments: keyword arguments; those that have no form in JSON stay behind.

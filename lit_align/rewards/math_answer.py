@@ -32,7 +32,7 @@ def math_answer(
     rewards: list[float | None] = []
     for text, wanted in zip(completions, answer, strict=True):
         try:
-            rewards.append(_WORKER.start({"completion": text, "answer": str(wanted)}, seconds).result())
+            rewards.append(_WORKER.call({"completion": text, "answer": str(wanted)}, seconds))
         except TimeLimit:
             rewards.append(None)
     return rewards

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -159,3 +160,11 @@ def _ends(pid, seconds=10):
                 return True
         time.sleep(0.05)
     return False
+
+
+def test_threads_that_call_at_once_get_their_own_answers(worker):
+    echo = worker("echo")
+    texts = [["a" * n] for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: echo.call({"completions": one}, 30), texts))
+    assert found == [[float(n)] for n in range(40)]
