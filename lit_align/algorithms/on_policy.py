@@ -22,7 +22,7 @@ from lit_align.batches import Forest
 from lit_align.models.config import PolicyLike
 from lit_align.outputs import LossOutput, Metric
 from lit_align.rollouts.buffer import RolloutBuffer, minibatch_plan
-from lit_align.rollouts.correction import SamplerCorrection
+from lit_align.rollouts.correction import SamplerCorrection, correction_for
 from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardSet, RewardsLike
@@ -52,7 +52,7 @@ class OnPolicy(AlignModule):
         num_epochs: passes over each rollout.
         num_minibatches: optimiser steps per pass (with accumulation: micro-batches).
         correction: weights for the difference between the sampler's probabilities and the trainer's; by
-            default none for a generator in this process.
+            default those that the generator asks for (one in this process: none); ``kind: none`` for none.
         target_kl: pass over the rest of a rollout once the policy has moved by 1.5 times this, in nats per
             token from the policy that sampled.
         lr: learning rate at the end of the warm-up.
@@ -92,9 +92,7 @@ class OnPolicy(AlignModule):
         self.completions = completions
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
-        # A generator in another process computes a little differently, and says what to do about it.
-        correction = correction or getattr(generator, "default_correction", None)
-        self.correction = SamplerCorrection(**correction) if isinstance(correction, dict) else correction
+        self.correction = correction_for(generator, correction)
         self.target_kl = target_kl
         self.buffer = RolloutBuffer()
         #: Rollouts made so far: what their randomness is derived from.

@@ -80,7 +80,7 @@ OURS: dict[str, str] = {
     "generation_batch_size": "--data.batch_size (prompts) times --model.completions",
     "use_vllm": "--model.generator ServerGenerator --model.generator.url URL --model.generator.model NAME",
     "vllm_server_base_url": "--model.generator ServerGenerator --model.generator.url URL",
-    "vllm_importance_sampling_correction": "--model.correction.kind mask",
+    "vllm_importance_sampling_correction": "--model.correction.kind mask (none for False)",
     "vllm_importance_sampling_mode": "--model.correction.kind and --model.correction.level",
     "vllm_importance_sampling_clip_max": "--model.correction.cap",
     "vllm_importance_sampling_cap": "--model.correction.cap",

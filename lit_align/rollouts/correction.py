@@ -1,7 +1,8 @@
 """What undoes a sampler whose probabilities are not quite the trainer's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -13,8 +14,9 @@ class SamplerCorrection:
     ``ρ [ρ ≤ C]``. The trainer's log-probs of the rollout cost one forward pass.
     """
 
-    kind: Literal["truncate", "mask"] = "mask"
-    """Cap weights above ``cap``, or leave the tokens out."""
+    kind: Literal["truncate", "mask", "none"] = "mask"
+    """Cap weights above ``cap``, leave the tokens out, or (``none``) correct nothing, whatever the generator
+    asks for: the policy's ratios are then taken to the sampler's own log-probs."""
 
     level: Literal["token", "sequence"] = "sequence"
     """A weight per token, or one per completion (the product of its tokens')."""
@@ -23,10 +25,28 @@ class SamplerCorrection:
     """C."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("truncate", "mask") or self.level not in ("token", "sequence"):
+        if self.kind not in ("truncate", "mask", "none") or self.level not in ("token", "sequence"):
             raise ValueError(
                 f"correction is {self.kind!r} at level {self.level!r}; "
-                "choose truncate or mask, at the level of token or sequence"
+                "choose truncate, mask or none, at the level of token or sequence"
             )
         if self.cap <= 0:
             raise ValueError(f"correction.cap is {self.cap}; it must be positive")
+
+
+def correction_for(
+    generator: Any, given: SamplerCorrection | Mapping[str, Any] | None
+) -> SamplerCorrection | None:
+    """What is done about a generator: what was said, or else what the generator itself asks for.
+
+    Args:
+        generator: one in another process computes a little differently, and has a ``default_correction``.
+        given: by the user; ``None`` where nothing was said.
+
+    Returns:
+        ``None`` where nothing is corrected.
+    """
+    found = given if given is not None else getattr(generator, "default_correction", None)
+    if isinstance(found, Mapping):
+        found = SamplerCorrection(**found)
+    return None if found is None or found.kind == "none" else found
