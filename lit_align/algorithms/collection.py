@@ -15,6 +15,7 @@ from lit_align.outputs import Metric
 from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generate import generation_mode
 from lit_align.rollouts.reward_set import RewardResult
+from lit_align.runtime.agreement import together
 from lit_align.runtime.seeds import derive
 
 if TYPE_CHECKING:
@@ -43,20 +44,21 @@ def generate(module: "OnPolicy", prompts: Forest, purpose: str, completions: int
         # A mixture may hold a row twice; its copies are no copies of each other's completions.
         seeds += [derive(module.seed, purpose, row, seen[row], g) for g in range(count)]
         seen[row] += 1
-    with generation_mode(module.policy):
-        forest = module.generator.generate(
-            module.policy,
-            module.tokenizer,
-            [ids[a:b] for a, b in pairwise(offsets)],
-            completions=count,
-            sampling=module.sampling,
-            seeds=seeds,
-            value_head=getattr(module.policy, "value_head", None),
+    with together(f"it sampled completions ({purpose})"):
+        with generation_mode(module.policy):
+            forest = module.generator.generate(
+                module.policy,
+                module.tokenizer,
+                [ids[a:b] for a, b in pairwise(offsets)],
+                completions=count,
+                sampling=module.sampling,
+                seeds=seeds,
+                value_head=getattr(module.policy, "value_head", None),
+            )
+        forest = replace(
+            forest, rows=prompts.rows, records=prompts.records, prompt_columns=prompts.prompt_columns
         )
-    forest = replace(
-        forest, rows=prompts.rows, records=prompts.records, prompt_columns=prompts.prompt_columns
-    )
-    _check_probabilities(forest, purpose)
+        _check_probabilities(forest, purpose)
     return forest
 
 
@@ -69,6 +71,13 @@ def _check_probabilities(forest: Forest, purpose: str) -> None:
             "checkpoint was written of it; go on from the last one with a lower lr, gradient_clip_val, or "
             "another precision"
         )
+
+
+def reward(module: "OnPolicy", forest: Forest) -> RewardResult:
+    """What the rewards say of completions; where they stop one process, they stop all."""
+    with together("it rewarded completions"):
+        result: RewardResult = module.rewards(forest, module.tokenizer, module.rollouts)
+    return result
 
 
 def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:
@@ -99,7 +108,7 @@ def evaluate(module: "OnPolicy", batch: Forest) -> tuple[Forest, RewardResult, d
     """One completion of each held-out prompt, its rewards, and what to report of them."""
     with module.rollout_mode():
         forest = generate(module, batch, "evaluation", completions=1)
-        rewarded = module.rewards(forest, module.tokenizer, module.rollouts)
+        rewarded = reward(module, forest)
         metrics = completion_metrics(forest) | reward_metrics(forest, rewarded, module.sum_over_ranks)
         if module.uses_reference:
             policy = module.policy(forest, temperature=module.temperature).logps

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.collection import generate, judge
+from lit_align.algorithms.collection import generate, judge, reward
 from lit_align.algorithms.rollout_metrics import groups_of
 from lit_align.batches import Forest
 from lit_align.functional.group_advantages import group_statistics, weighted_rewards
@@ -46,7 +46,7 @@ class DynamicSampling:
         while True:
             span = range(asked, min(asked + self.groups, prompts.num_prompts))
             forest = generate(module, prompts.select(span), f"rollout {module.rollouts}")
-            parts.append((forest, module.rewards(forest, module.tokenizer, module.rollouts)))
+            parts.append((forest, reward(module, forest)))
             asked, rounds = span.stop, rounds + 1
             found = sum(int(has_spread(*part).sum()) for part in parts)
             lacking = max(0, self.groups - found)

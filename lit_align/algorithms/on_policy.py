@@ -193,7 +193,7 @@ class OnPolicy(AlignModule):
         """Answer a batch of prompts and say what the answers are worth: what the buffer is filled with."""
         self.hand_over()
         forest = collection.generate(self, prompts, f"rollout {self.rollouts}")
-        return collection.judge(self, forest, self.rewards(forest, self.tokenizer, self.rollouts))
+        return collection.judge(self, forest, collection.reward(self, forest))
 
     def on_train_batch_start(self, batch: Forest, batch_idx: int) -> None:
         """Roll out where the buffer is empty."""

@@ -119,11 +119,13 @@ class RewardSet(nn.Module):
             if inputs is not None and function.waits
         }
         made: dict[str, Judgement] = {}
+        # Models first: a function that fails here alone leaves no other process inside a sharded model.
         for i, (name, config) in enumerate(zip(self.names, self.configs, strict=True)):
             if config.kind != "function":
                 made[name] = Judgement(self._model(i)(forest, tokenizer).float().cpu())
-            elif inputs is not None and name not in waiting:
-                made[name] = self.functions[name](inputs)
+        for name, function in self.functions.items():
+            if inputs is not None and name not in waiting:
+                made[name] = function(inputs)
         made |= {name: call.result() for name, call in waiting.items()}
         return _result([made[name] for name in self.names], self.names, self.configs, forest)
 

@@ -1,18 +1,19 @@
 """How a server in another process gets the policy's weights: through a directory that both can read."""
 
 import os
+import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_align.models.export import save_pretrained_dir
 from lit_align.models.sharding import whole_weights
 from lit_align.rollouts.http_json import JsonClient
+from lit_align.runtime.agreement import is_zero, of_zero, together
 from lit_align.scoring.adapters import has_adapters
 from lit_align.scoring.policy import Policy
 
@@ -28,6 +29,8 @@ class WeightHandover(ABC):
     def __init__(self, folder: str, server_folder: str | None = None) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self.server_folder = server_folder or str(self.folder)
+        #: Tells the versions of this run from those of another on the same server; drawn at the first call.
+        self.run: str | None = None
 
     def __call__(self, policy: Policy, version: int, client: JsonClient) -> str | None:
         """Hand the weights over. All processes call this; the first one writes and tells.
@@ -39,15 +42,18 @@ class WeightHandover(ABC):
 
         Returns:
             The name that the server knows the new weights by; ``None`` for the one it had.
+
+        Raises:
+            FailedElsewhere: the first process could not; it raises what stopped it.
         """
         self.check(policy)
+        if self.run is None:
+            self.run = of_zero(secrets.token_hex(4))
         whole = whole_weights([policy.model])
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or torch.distributed.get_rank() == 0:
-            self.write(policy.model, version, whole)
-            self.tell(version, client)
-        if distributed:
-            torch.distributed.barrier()
+        with together(f"it handed version {version} of the weights to {client.url}"):
+            if is_zero():
+                self.write(policy.model, version, whole)
+                self.tell(version, client)
         return self.name(version)
 
     @abstractmethod
@@ -78,7 +84,9 @@ class AdapterHandover(WeightHandover):
 
     vLLM needs ``--enable-lora``, ``--max-lora-rank`` of at least the adapter's, and the environment variable
     ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. A new name is a new cache of prompts, so that none made with
-    old weights is used. The version before the last is unloaded and deleted.
+    old weights is used. No name comes twice, not in a resumed run either, since a server that knows a name
+    keeps the weights it had under it. The version before the last is unloaded and deleted; the last two of
+    a run that has ended stay.
 
     Args:
         folder: see :class:`WeightHandover`.
@@ -108,7 +116,7 @@ class AdapterHandover(WeightHandover):
 
     def name(self, version: int) -> str:
         """What the server calls it."""
-        return f"{self.prefix}-{version}"
+        return f"{self.prefix}-{self.run}-{version}"
 
     def tell(self, version: int, client: JsonClient) -> None:
         """Load this version, and unload the one before the last."""

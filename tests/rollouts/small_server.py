@@ -82,6 +82,8 @@ class SmallServer:
 
         from peft import PeftModel
 
+        if name in self.adapters:
+            return 400, {"error": f"The lora adapter '{name}' has already been loaded."}
         base = copy.deepcopy(self.policy.model)
         self.adapters[name] = Policy(PeftModel.from_pretrained(base, path))
         return 200, f"Success: LoRA adapter '{name}' added successfully."

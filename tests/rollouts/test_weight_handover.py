@@ -61,8 +61,25 @@ def test_an_adapter_under_a_new_name_each_time(tmp_path):
             assert agree(generator, policy)
             train(policy)
             assert not agree(generator, policy)
-    assert sorted(server.adapters) == ["lit-align-2", "lit-align-3"]
-    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["lit-align-2", "lit-align-3"]
+    names = [f"lit-align-{handover.run}-{version}" for version in (2, 3)]
+    assert sorted(server.adapters) == names
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == names
+
+
+def test_a_run_that_goes_on_does_not_meet_its_old_names(tmp_path):
+    """A server that knows a name keeps what it has under it, and vLLM says so with an error."""
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=ARCHITECTURE, lora=LoraConfig(r=4, extra={"init_lora_weights": False}))
+    model = build_causal_lm(config)
+    policy = Policy(model)
+    server = SmallServer(copy.deepcopy(model).unload())
+    with serving(server) as url:
+        for _ in range(2):
+            generator = ServerGenerator(url, "base", AdapterHandover(str(tmp_path / "adapters")))
+            train(policy)
+            generator.sync(policy, 0)
+            assert agree(generator, policy)
+    assert len(server.adapters) == 2
 
 
 def test_a_checkpoint_in_the_place_of_the_old_one(tmp_path):
@@ -111,7 +128,8 @@ def test_another_machine_names_the_folder_otherwise(tmp_path):
         def post(self, path, body):
             found.append((path, body))
 
-    AdapterHandover(str(tmp_path), "/mnt/weights/").tell(7, Client())
-    assert found == [
-        ("/v1/load_lora_adapter", {"lora_name": "lit-align-7", "lora_path": "/mnt/weights/lit-align-7"})
-    ]
+    handover = AdapterHandover(str(tmp_path), "/mnt/weights/")
+    handover.run = "c0ffee"
+    handover.tell(7, Client())
+    name = "lit-align-c0ffee-7"
+    assert found == [("/v1/load_lora_adapter", {"lora_name": name, "lora_path": f"/mnt/weights/{name}"})]

@@ -71,7 +71,7 @@ def serve() -> None:
     assert peft
     scripts = {
         name: importlib.import_module(name)
-        for name in ("callbacks", "on_policy", "rollouts", "sharded", "step")
+        for name in ("callbacks", "failures", "on_policy", "rollouts", "sharded", "step")
     }
     for line in sys.stdin:
         request = json.loads(line)
