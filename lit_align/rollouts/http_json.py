@@ -53,6 +53,7 @@ class JsonClient:
         pause: seconds before the second attempt; each further one waits twice as long.
         key_variable: environment variable with the key that the server wants, if it wants one; on the
             command line its name begins with ``LIT_ALIGN_KEY``.
+        key_needed: whether it is an error that the environment has no such variable; else none is sent.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class JsonClient:
         attempts: int = 5,
         pause: float = 1.0,
         key_variable: str | None = None,
+        key_needed: bool = True,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url is {url!r}; it must begin with http:// or https://")
@@ -69,7 +71,8 @@ class JsonClient:
         if attempts < 1:
             raise ValueError(f"attempts is {attempts}; it must be at least 1")
         self.url = url.rstrip("/")
-        self.timeout, self.attempts, self.pause, self.key_variable = timeout, attempts, pause, key_variable
+        self.timeout, self.attempts, self.pause = timeout, attempts, pause
+        self.key_variable, self.key_needed = key_variable, key_needed
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Post a request.
@@ -106,9 +109,10 @@ class JsonClient:
         headers = {"Content-Type": "application/json"}
         if self.key_variable is not None:
             key = os.environ.get(self.key_variable)
-            if not key:
+            if key:
+                headers["Authorization"] = f"Bearer {key}"
+            elif self.key_needed:
                 raise ValueError(f"the environment has no {self.key_variable}, which holds the server's key")
-            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         with open_here(request, self.timeout) as response:
             text = response.read().decode()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lit_align.callbacks import EndpointJudge
+from lit_align.rollouts import http_json
 
 
 class Endpoint:
@@ -66,9 +67,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 def judge_of(endpoint: Endpoint, **options: Any) -> EndpointJudge:
-    judge = EndpointJudge(endpoint.url, "m", **options)
-    judge.pause = 0.0
-    return judge
+    return EndpointJudge(endpoint.url, "m", pause=0.0, **options)
 
 
 def test_a_reply_that_breaks_off_is_asked_for_again(endpoint: Endpoint) -> None:
@@ -145,9 +144,32 @@ def test_a_wrong_key_stops(endpoint: Endpoint) -> None:
 
 
 def test_wrong_arguments_are_told() -> None:
-    with pytest.raises(ValueError, match="begins with http"):
+    with pytest.raises(ValueError, match="must begin with http"):
         EndpointJudge("localhost", "m")
     with pytest.raises(ValueError, match=r"template has no \{second\}"):
         EndpointJudge("http://x", "m", template="{prompt} {first}")
-    with pytest.raises(ValueError, match="attempts and parallel"):
+    with pytest.raises(ValueError, match="attempts is 0"):
         EndpointJudge("http://x", "m", attempts=0)
+    with pytest.raises(ValueError, match="parallel is 0"):
+        EndpointJudge("http://x", "m", parallel=0)
+
+
+def test_it_waits_and_asks_again_as_every_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(http_json.time, "sleep", waited.append)
+    with pytest.warns(UserWarning, match="no answer in 4 attempts"):
+        assert EndpointJudge("http://127.0.0.1:9", "m", attempts=4, pause=0.5)(["One"], ["a"], ["b"]) == [None]
+    assert waited == [0.5, 1.0, 2.0]
+
+
+def test_an_answer_that_is_no_reply_is_left_out_and_told(endpoint: Endpoint) -> None:
+    class Words:
+        url = endpoint.url
+
+        def post(self, path: str, body: dict[str, Any]) -> str:
+            return "come back tomorrow"
+
+    judge = judge_of(endpoint)
+    judge._client = Words()  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="no reply of an assistant in 'come back tomorrow'"):
+        assert judge(["One"], ["a"], ["b"]) == [None]
