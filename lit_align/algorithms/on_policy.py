@@ -153,7 +153,11 @@ class OnPolicy(AlignModule):
     # -- model -----------------------------------------------------------------------------------
 
     def build(self, model: Any) -> Policy:
-        """A policy without dropout, so that what it samples and what it scores are the same."""
+        """A policy without dropout of its own, so that what it samples and what it scores are the same.
+
+        An adapter's (``lora.dropout``) is the user's wish and stays in training steps (sampling and the old
+        log-probs are without): with it, ratios hold its noise from the second update of a rollout on.
+        """
         from lit_align.models.build import build_causal_lm
         from lit_align.models.dropout import remove_dropout
 

@@ -1,7 +1,8 @@
 """The element-wise parts of a transformer block, each as one autograd function.
 
-Every one computes what the library's own code computes, in the same order of operations, but keeps less for
-the backward pass and makes fewer passes over memory: on a CPU they are a third of the time of a small model.
+Every one computes what the library's own code computes, in the same order of operations (see
+:class:`Rotation` for its rounding under autocast), but keeps less for the backward pass
+and makes fewer passes over memory: on a CPU they are a third of the time of a small model.
 """
 
 from collections.abc import Iterator
@@ -72,7 +73,11 @@ class SwiGLU(torch.autograd.Function):
 
 
 class Rotation(torch.autograd.Function):
-    """Rotary position embedding on halves (arXiv 2104.09864, eq. 34, with its pairs ``i``, ``i + d/2``)."""
+    """Rotary position embedding on halves (arXiv 2104.09864, eq. 34, with its pairs ``i``, ``i + d/2``).
+
+    All of it is done in the dtype of ``x``. Under bf16 autocast the tables and both products are therefore
+    rounded to bf16, where transformers works in float32 and rounds the result once.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -158,7 +158,9 @@ def test_it_waits_and_asks_again_as_every_client_does(monkeypatch: pytest.Monkey
     waited: list[float] = []
     monkeypatch.setattr(http_json.time, "sleep", waited.append)
     with pytest.warns(UserWarning, match="no answer in 4 attempts"):
-        assert EndpointJudge("http://127.0.0.1:9", "m", attempts=4, pause=0.5)(["One"], ["a"], ["b"]) == [None]
+        assert EndpointJudge("http://127.0.0.1:9", "m", attempts=4, pause=0.5)(["One"], ["a"], ["b"]) == [
+            None
+        ]
     assert waited == [0.5, 1.0, 2.0]
 
 

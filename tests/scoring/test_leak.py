@@ -58,3 +58,47 @@ def test_the_mode_is_restored():
     model = build("llama", GROUPED).train()
     leak.fits(model)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
+    ],
+)
+def test_a_full_device_is_not_taken_for_a_leak(error, monkeypatch):
+    def full(*arguments):
+        raise error
+
+    monkeypatch.setattr(flat, "score", full)
+    with pytest.raises(type(error), match=str(error)[:20]):
+        leak.fits(build("llama", GROUPED))
+
+
+def test_a_model_that_refuses_a_flat_row_is_padded(monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(flat, "score", refuse)
+    assert "refuses a flat row (shapes do not match)" in leak._reason(build("llama", GROUPED))
+
+
+def test_the_question_is_asked_in_full_precision(monkeypatch):
+    """TF32 rounds to 10 bits, which is more than the tolerance of float32 allows."""
+    seen = []
+    score = flat.score
+
+    def spy(*arguments):
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return score(*arguments)
+
+    monkeypatch.setattr(flat, "score", spy)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert leak.fits(build("llama", GROUPED))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["ieee"]
