@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer", help="a Python that has TRL; without, only our side runs")
     parser.add_argument("--shape", default="0.5B")
     parser.add_argument("--only", default="sft,dpo,dpo_lora,reward")
+    parser.add_argument("--attention", default="sdpa", help="sdpa, flex_attention, flash_attention_2, ...")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
@@ -78,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|", flush=True)
     failed = False
     for workload in a.only.split(","):
-        row = Row(workload, a.shape, a.rows, a.steps, ("--bf16", "--device", a.device))
+        row = Row(
+            workload, a.shape, a.rows, a.steps, ("--bf16", "--device", a.device, "--attention", a.attention)
+        )
         found: dict[str, list[dict[str, Any]]] = {"TRL": [], "lit-align": []}
         for i in range(a.pairs):
             for side in ("TRL", "lit-align") if i % 2 == 0 else ("lit-align", "TRL"):

@@ -48,7 +48,7 @@ def build(a: Any) -> Any:
         "lr": w.LEARNING_RATE,
         "optim": OptimConfig(schedule="constant", micro_batch_tokens=a.micro),
     }
-    model = w.classifier(a.shape) if a.workload == "reward" else w.language_model(a.shape)
+    model = (w.classifier if a.workload == "reward" else w.language_model)(a.shape, attention=a.attention)
     if a.workload == "dpo_lora":
         model = w.with_adapters(model)
     if a.checkpointing:

@@ -58,7 +58,7 @@ def build(a: Any, rows: list[dict[str, list[int]]]) -> Any:
         from trl import SFTConfig, SFTTrainer
 
         return SFTTrainer(
-            model=w.language_model(a.shape),
+            model=w.language_model(a.shape, a.attention),
             args=SFTConfig(**shared),
             train_dataset=dataset(rows, "supervised"),
             processing_class=tokenizer,
@@ -67,14 +67,14 @@ def build(a: Any, rows: list[dict[str, list[int]]]) -> Any:
         from trl import RewardConfig, RewardTrainer
 
         return RewardTrainer(
-            model=w.classifier(a.shape),
+            model=w.classifier(a.shape, attention=a.attention),
             args=RewardConfig(**shared),
             train_dataset=dataset(rows, "ids"),
             processing_class=tokenizer,
         )
     from trl import DPOConfig, DPOTrainer
 
-    model, reference = w.language_model(a.shape), w.language_model(a.shape)
+    model, reference = (w.language_model(a.shape, a.attention) for _ in range(2))
     if a.workload == "dpo_lora":
         model, reference = w.with_adapters(model), None
     return DPOTrainer(

@@ -51,6 +51,7 @@ def arguments(description: str, workloads: list[str]) -> argparse.ArgumentParser
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
     parser.add_argument("--grouped", action="store_true", help="rows of like length in a batch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--attention", default="sdpa", help="implementation of transformers, on both sides")
     parser.add_argument("--micro", type=int, help="tokens at a time (ours only; the peer takes none)")
     return parser
 
@@ -82,12 +83,12 @@ def config(shape: str, **more: Any) -> Any:
     )
 
 
-def language_model(shape: str) -> Any:
+def language_model(shape: str, attention: str = "sdpa") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config(shape), attn_implementation="sdpa").float()
+    return AutoModelForCausalLM.from_config(config(shape), attn_implementation=attention).float()
 
 
 def with_adapters(model: Any) -> Any:
@@ -125,12 +126,13 @@ def even_ids(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
 
 
-def classifier(shape: str, seed: int = 0) -> Any:
+def classifier(shape: str, seed: int = 0, attention: str = "sdpa") -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    return AutoModelForSequenceClassification.from_config(config(shape, num_labels=1)).float()
+    made = config(shape, num_labels=1)
+    return AutoModelForSequenceClassification.from_config(made, attn_implementation=attention).float()
 
 
 def tokenizer(shape: str) -> Any:

@@ -146,7 +146,8 @@ class ModelConfig:
     """dtype of the weights: `auto` (the checkpoint's own), float32, bfloat16, float16."""
 
     attn_implementation: str | None = None
-    """Attention of transformers: sdpa, eager, flash_attention_2, ...; by default the model's own choice."""
+    """Attention of transformers: sdpa, flex_attention, flash_attention_2, ... (flat rows), eager (padded); by
+    default the model's own choice."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

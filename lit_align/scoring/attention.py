@@ -1,20 +1,29 @@
 """Attention that never crosses from one document of a flat row into another.
 
-It is registered with transformers under a name of its own and behaves as ``sdpa`` until a mask brings
-a layout with it. The layout travels as an argument of the forward it belongs to, so that a block that is
-recomputed in the backward pass sees its own layout, whatever was forwarded in between.
+It is registered with transformers under names of its own, one for each kernel, and behaves as the library's
+does until a mask brings a layout with it. The layout travels as an argument of the forward it belongs to, so
+that a block that is recomputed in the backward pass sees its own layout, whatever was forwarded in between.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lit_align.scoring import kernels
 from lit_align.scoring.layout import FlatLayout
 
-NAME = "lit_align_forest"
+#: The library's implementations that have a form for flat rows, and the name of that form. The library takes
+#: every name with "flash" in it for one of its own kernels.
+FORMS = {
+    "sdpa": "lit_align_forest",
+    "flex_attention": "lit_align_forest_flex",
+    **{f"flash_attention_{n}": f"lit_align_forest_varlen_{n}" for n in (2, 3, 4)},
+}
+_LIBRARY = {ours: theirs for theirs, ours in FORMS.items()}
 
 #: Query ``[B, heads, T, head size]``, key, value, scaling -> ``[B, T, heads, head size]``.
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
@@ -24,20 +33,26 @@ def install(model: Any) -> bool:
     """Let the model use it.
 
     Returns:
-        Whether it does: a model that computes its attention another way than sdpa keeps that.
+        Whether it does: a model whose way of computing its attention has no form for flat rows keeps that.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     current = model.config._attn_implementation
-    if current == NAME:
+    if current in _LIBRARY:
         return True
-    if current != "sdpa":
+    if current not in FORMS:
         return False
-    AttentionInterface.register(NAME, forest_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return model.config._attn_implementation == NAME
+    form = FORMS[current]
+    AttentionInterface.register(form, forest_attention)
+    AttentionMaskInterface.register(form, ALL_MASK_ATTENTION_FUNCTIONS[current])
+    model.set_attn_implementation(form)
+    return bool(model.config._attn_implementation == form)
+
+
+def needs_low_precision(model: Any) -> bool:
+    """Whether the kernel that the model attends through takes bf16 and fp16 alone (FlashAttention)."""
+    return _LIBRARY.get(model.config._attn_implementation, "").startswith("flash_attention")
 
 
 def carrier(layout: FlatLayout) -> Tensor:
@@ -68,7 +83,7 @@ def forest_of(mask: Tensor | None) -> FlatLayout | None:
 
 
 def forest_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -89,7 +104,7 @@ def forest_attention(
         dropout: rate.
         scaling: factor on the products, by default one over the root of the head size.
         only_rows: the queries are those of the layout's ``rows``, where it has any.
-        kwargs: further arguments of the model, for an ordinary mask.
+        kwargs: further arguments of the model.
 
     Returns:
         ``[1, T, heads, head size]``, and no weights.
@@ -98,17 +113,22 @@ def forest_attention(
     layout = forest_of(attention_mask)
     if own is not None:
         return own(query, key, value, scaling), None
+    dropout = dropout if module.training else 0.0
+    theirs = _LIBRARY[module.config._attn_implementation]
+    options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, **kwargs}
+    if theirs != "sdpa":
+        kernel = kernels.flex if theirs == "flex_attention" else partial(kernels.flash, implementation=theirs)
+        tensors = (query, key, value, layout, attention_mask)
+        return kernel(module, *tensors, only_rows=only_rows, **options), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
-    options: dict[str, Any] = {
-        "dropout_p": dropout if module.training else 0.0,
+    options = {
+        "dropout_p": dropout,
         "scale": scaling,
         "enable_gqa": query.shape[1] != key.shape[1],
     }

@@ -5,9 +5,10 @@ the prompt with its first completion (one *piece*, plain causal attention) and t
 (a piece each, which also sees the prompt).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,15 +56,19 @@ class FlatLayout:
     predictors: Tensor
     last: Tensor
     rows: Rows | None = None
-    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once for all layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def branch_mask(self, own: int, stem: int) -> Tensor:
         """``[own, stem + own]`` mask of a branch: all of the stem, and its own past."""
-        key = (own, stem)
-        if key not in self._masks:
-            ones = torch.ones((own, stem + own), dtype=torch.bool, device=self.input_ids.device)
-            self._masks[key] = ones.tril(stem)
-        return self._masks[key]
+        shape, device = (own, stem + own), self.input_ids.device
+        mask: Tensor = self.made(shape, lambda: torch.ones(shape, dtype=torch.bool, device=device).tril(stem))
+        return mask
 
     def at(self, places: Tensor) -> "FlatLayout":
         """The same layout, with the places ``[M]`` whose states are wanted."""
@@ -79,7 +84,8 @@ class FlatLayout:
         kept = torch.cat(parts)
         found = torch.searchsorted(kept, host)
         device = places.device
-        return replace(self, rows=Rows(kept.to(device), stretches, found.to(device)))
+        rows = Rows(kept.to(device), stretches, found.to(device))
+        return replace(self, rows=rows, _made={})
 
     @property
     def document_lengths(self) -> Tensor:

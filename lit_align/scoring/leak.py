@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from lit_align.batches import Forest
 from lit_align.scoring import flat, padded, trunk
 from lit_align.scoring.adapters import evaluating
-from lit_align.scoring.attention import install
+from lit_align.scoring.attention import FORMS, install, needs_low_precision
 from lit_align.scoring.layout import flat_layout
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,21 @@ def _reason(model: nn.Module) -> str | None:
     if getattr(inner.config, "is_causal", True) is False:
         return f"{name} is not causal"
     if not install(inner):
-        return f"{name} attends through {inner.config._attn_implementation!r}, not 'sdpa'"
+        return f"{name} attends through {inner.config._attn_implementation!r}, not one of {', '.join(FORMS)}"
     if inner.get_output_embeddings() is None and not _is_trunk(inner) and not hasattr(inner, "score"):
         return f"{name} has no output head"
     batch = probe(inner.config.get_text_config().vocab_size).to(inner.device)
-    # The question is one of layout: rounding to bf16 would hide a leak, or look like one.
-    exact = torch.autocast(inner.device.type, enabled=False)
+    # The question is one of layout: rounding to bf16 would hide a leak, or look like one. Some kernels know
+    # nothing but lower precision.
+    kernel_rounds = needs_low_precision(inner)
+    exact = nullcontext() if kernel_rounds else torch.autocast(inner.device.type, enabled=False)
+    tolerance = _LOW_PRECISION if kernel_rounds else _TOLERANCE.get(inner.dtype, _LOW_PRECISION)
     with evaluating(model), torch.no_grad(), exact, full_precision():
-        if _difference(model, batch) is None:
+        if _difference(model, batch, tolerance) is None:
             return None
         # A block may have changed since its fast form was written.
         trunk.disable(inner)
-        return _difference(model, batch)
+        return _difference(model, batch, tolerance)
 
 
 @contextmanager
@@ -91,7 +94,7 @@ def probe(vocabulary: int) -> Forest:
     return Forest.from_lists(prompts, [[ids(4), ids(1), ids(6)], [ids(7)], [ids(3), ids(5)]])
 
 
-def _difference(model: nn.Module, batch: Forest) -> str | None:
+def _difference(model: nn.Module, batch: Forest, tolerance: float) -> str | None:
     layout = flat_layout(batch)
     inner = padded.base_model(model)
     name = type(inner).__name__
@@ -107,7 +110,7 @@ def _difference(model: nn.Module, batch: Forest) -> str | None:
         return f"{name} refuses a flat row ({error})"
     theirs = padded.last_states(model, batch) if only_states else padded.score(model, batch).logps
     largest = (ours - theirs).abs().max().item()
-    if largest <= _TOLERANCE.get(inner.dtype, _LOW_PRECISION):
+    if largest <= tolerance:
         return None
     return f"in {name} a document's scores depend on its neighbours in the row (by {largest:.1e})"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_align.batches import Forest
 from lit_align.outputs import LossOutput, Scores, Statistic
 from lit_align.scoring import flat, leak, padded, trunk
-from lit_align.scoring.attention import install
+from lit_align.scoring.attention import FORMS, install
 from lit_align.scoring.encoder_decoder import is_encoder_decoder
 from lit_align.scoring.head import plain_head
 from lit_align.scoring.head_gradient import HeadGradient
@@ -47,8 +47,9 @@ class Scorer(nn.Module):
                 raise ValueError(f"layout 'flat' is for decoders, and {type(model).__name__} has an encoder")
             if not install(padded.base_model(model)):
                 raise ValueError(
-                    f"layout 'flat' needs attention through 'sdpa', and {type(model).__name__} has "
-                    "another: give it attn_implementation sdpa, or take layout 'auto'"
+                    f"layout 'flat' needs attention through one of {', '.join(FORMS)}, and "
+                    f"{type(model).__name__} has another: give it attn_implementation sdpa, or take "
+                    "layout 'auto'"
                 )
             self._longest = leak.longest_document(model)
 
