@@ -41,6 +41,8 @@ class A2C(ActorCriticModule):
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
         whiten_advantages: bring advantages to mean 0 and variance 1 over the rollout; not in the paper.
+        bootstrap_truncated: let the critic say what a completion is worth after its limit cut it off; by
+            default it is worth nothing then. See :class:`ActorCriticModule`.
         correction: weights against the difference between sampler and trainer.
         lr: learning rate at the end of the warm-up.
         optim: optimiser and schedule.
@@ -65,6 +67,7 @@ class A2C(ActorCriticModule):
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
         whiten_advantages: bool = False,
+        bootstrap_truncated: bool = False,
         correction: SamplerCorrection | None = None,
         lr: float = 1e-5,
         optim: OptimConfig | None = None,
@@ -93,6 +96,9 @@ class A2C(ActorCriticModule):
             value_coefficient=value_coefficient,
             entropy_coefficient=entropy_coefficient,
             whiten_advantages=whiten_advantages,
+            bootstrap_truncated=bootstrap_truncated,
+            # Every ratio is 1.
+            ratio_threshold=None,
             correction=correction,
             target_kl=None,
             lr=lr,

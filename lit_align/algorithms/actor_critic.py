@@ -1,5 +1,6 @@
 """What PPO and A2C share: token rewards with a KL penalty, a critic, and generalised advantages."""
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,8 @@ from lit_align.scoring.full_kl import full_kl
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.value_adapter import ValueAdapter
 
+logger = logging.getLogger(__name__)
+
 CriticLike = PolicyLike | Literal["shared", "adapter"]
 
 
@@ -48,6 +51,12 @@ class ActorCriticModule(OnPolicy):
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy, which is added to the objective.
         whiten_advantages: bring advantages to mean 0 and variance 1 over the rollouts of all processes.
+        bootstrap_truncated: a completion that was cut off at its limit is worth, after its last token, what
+            the critic thinks (Pardo et al. 2018, arXiv 1712.00378, 3: partial-episode bootstrapping) instead
+            of nothing. For rewards that come as a completion goes on; where the text that was cut off is
+            scored as a whole, that score already stands for what follows.
+        ratio_threshold: where the mean ratio of an optimiser step's tokens exceeds it, the step's gradient is
+            taken away; ``None`` for never.
         arguments: of :class:`OnPolicy`.
     """
 
@@ -65,6 +74,8 @@ class ActorCriticModule(OnPolicy):
         value_coefficient: float,
         entropy_coefficient: float,
         whiten_advantages: bool,
+        bootstrap_truncated: bool,
+        ratio_threshold: float | None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -72,6 +83,11 @@ class ActorCriticModule(OnPolicy):
             raise ValueError(
                 f"a critic's loss is a mean over tokens, and so must the policy's be, not "
                 f"{objective.loss.normaliser!r}"
+            )
+        if ratio_threshold is not None and ratio_threshold <= 1:
+            raise ValueError(
+                f"ratio_threshold is {ratio_threshold}; ratios are 1 while the policy has not moved, so it "
+                "must be above 1"
             )
         self.kl = KLPenalty(**kl) if isinstance(kl, dict) else kl or KLPenalty()
         self.shaper = ScoreShaper(
@@ -88,6 +104,10 @@ class ActorCriticModule(OnPolicy):
         self.value_coefficient = value_coefficient
         self.entropy_coefficient = entropy_coefficient
         self.whiten_advantages = whiten_advantages
+        self.bootstrap_truncated = bootstrap_truncated
+        self.ratio_threshold = ratio_threshold
+        # Of the micro-batches of an optimiser step.
+        self._ratios: list[Metric] = []
         #: The critic with a trunk or an adapter of its own; ``None`` where the policy carries the value head.
         self.critic: Critic | ValueAdapter | None = None
 
@@ -137,7 +157,15 @@ class ActorCriticModule(OnPolicy):
         if self.shaper.shaping.whiten_rewards:
             rewards = whiten_keep_mean(rewards, mask, self.sum_over_ranks(moments(rewards, mask)))
         values = self._values(rollout)
-        estimate = gae(rewards, values, mask, sequence, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        estimate = gae(
+            rewards,
+            values,
+            mask,
+            sequence,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            final_values=self._final_values(rollout, finished),
+        )
         advantages = estimate.advantages
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, self.sum_over_ranks(moments(advantages, mask)))
@@ -168,6 +196,14 @@ class ActorCriticModule(OnPolicy):
         # Completions that did not come from the generator have not met the value head yet.
         values: Tensor = self.policy(rollout, temperature=self.temperature).values if found is None else found
         return torch.where(rollout.weights != 0, values, 0)
+
+    def _final_values(self, rollout: Forest, finished: Tensor) -> Tensor | None:
+        """``[C]`` what completions are worth after their last token; ``None`` for nothing."""
+        # Agreed among processes: sharded weights are gathered by all of them or by none.
+        if not self.bootstrap_truncated or not self.sum_over_ranks((~finished).sum().float()):
+            return None
+        critic: Any = self.policy if self.critic is None else self.critic
+        return torch.where(finished, 0, critic.final_values(rollout))
 
     def _steer(self, rollout: Forest, kl: Tensor) -> None:
         counted = (rollout.weights != 0).to(kl.dtype)
@@ -240,13 +276,39 @@ class ActorCriticModule(OnPolicy):
         )
 
     def _run(self, batch: Forest, logging: bool) -> LossOutput:
-        if self.critic is None:
-            return super()._run(batch, logging)
         # First, because its activations are gone when the policy makes its own.
-        value = self.critic(batch, loss=self.value_loss)
-        output = self._with(super()._run(batch, logging), value)
-        output.metrics["loss"] = Metric(output.total.detach(), output.weight)
+        value = None if self.critic is None else self.critic(batch, loss=self.value_loss)
+        output = super()._run(batch, logging)
+        if value is not None:
+            output = self._with(output, value)
+            output.metrics["loss"] = Metric(output.total.detach(), output.weight)
+        if self.ratio_threshold is not None:
+            self._ratios.append(output.metrics["val/ratio"])
         return output
+
+    def forget_minibatch(self) -> None:
+        """Also its ratios."""
+        super().forget_minibatch()
+        self._ratios = []
+
+    def before_update(self, optimizer: Any) -> None:
+        """Take the gradient away where the policy has run too far from the one that sampled."""
+        ratios, self._ratios = self._ratios, []
+        if self.ratio_threshold is None:
+            return
+        sums = torch.stack([torch.stack((m.value.float(), m.weight.float())) for m in ratios]).sum(0)
+        total, weight = self.sum_over_ranks(sums).tolist()
+        if not total > self.ratio_threshold * weight:
+            return
+        logger.warning(
+            "the mean ratio of a step's tokens is %.3g, above ratio_threshold %g: it teaches nothing",
+            total / weight,
+            self.ratio_threshold,
+        )
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
 
     # -- checkpoint ------------------------------------------------------------------------------
 

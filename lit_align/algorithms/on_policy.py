@@ -183,7 +183,8 @@ class OnPolicy(AlignModule):
         if stage == "fit":
             # A checkpoint is read after this.
             self.buffer.clear()
-            self.open, self._moved = 0, []
+            self.open = 0
+            self.forget_minibatch()
 
     # -- rollouts --------------------------------------------------------------------------------
 
@@ -282,8 +283,22 @@ class OnPolicy(AlignModule):
             if self._logs_this_step() and self._reports:
                 self._log_training()
         else:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            super().optimizer_step(epoch, batch_idx, optimizer, self._then(optimizer_closure, optimizer))
         self.open = 0
+
+    def _then(self, closure: Callable[[], Any] | None, optimizer: Any) -> Callable[[], Any] | None:
+        if closure is None:
+            return None
+
+        def looked_at() -> Any:
+            loss = closure()
+            self.before_update(optimizer)
+            return loss
+
+        return looked_at
+
+    def before_update(self, optimizer: Any) -> None:
+        """What precedes each change of the weights, with its gradients made; with a trainer or without."""
 
     def after_optimizer_step(self) -> None:
         """Count the update, look at how far it went, and let a moving reference take its step."""

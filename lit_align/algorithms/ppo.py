@@ -45,6 +45,9 @@ class PPO(ActorCriticModule):
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
         whiten_advantages: bring advantages to mean 0 and variance 1 over the rollout.
+        bootstrap_truncated: let the critic say what a completion is worth after its limit cut it off; by
+            default it is worth nothing then. See :class:`ActorCriticModule`.
+        ratio_threshold: take away the gradient of a step whose tokens' mean ratio exceeds this.
         correction: weights against the difference between sampler and trainer.
         target_kl: pass over the rest of a rollout when the policy has moved by 1.5 times this from the one
             that sampled, in nats per token.
@@ -75,6 +78,8 @@ class PPO(ActorCriticModule):
         value_coefficient: float = 0.1,
         entropy_coefficient: float = 0.0,
         whiten_advantages: bool = True,
+        bootstrap_truncated: bool = False,
+        ratio_threshold: float | None = None,
         correction: SamplerCorrection | None = None,
         target_kl: float | None = None,
         lr: float = 1e-5,
@@ -103,6 +108,8 @@ class PPO(ActorCriticModule):
             value_coefficient=value_coefficient,
             entropy_coefficient=entropy_coefficient,
             whiten_advantages=whiten_advantages,
+            bootstrap_truncated=bootstrap_truncated,
+            ratio_threshold=ratio_threshold,
             correction=correction,
             target_kl=target_kl,
             lr=lr,

@@ -106,6 +106,7 @@ def _update(module: "OnPolicy", minibatch: Forest, max_norm: float | None) -> di
     optimizer.zero_grad(set_to_none=True)
     output = module._run(minibatch, logging=True)
     (output.total / output.weight.clamp_min(torch.finfo(torch.float32).tiny)).backward()
+    module.before_update(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(trained, max_norm)

@@ -93,6 +93,7 @@ OURS: dict[str, str] = {
     "mini_batch_size": "--model.num_minibatches (into how many a rollout is cut)",
     "total_episodes": f"--{_TRAINER}.max_steps",
     "target_kl": "--model.target_kl",
+    "ratio_threshold": "--model.ratio_threshold",
     "early_stopping": "--model.target_kl (a value switches it on)",
     # on-policy losses
     "epsilon": "--model.clip_range",

@@ -54,6 +54,10 @@ class Critic(Scorer):
         trained = [p for p in self.parameters() if p.requires_grad]
         return early_backward(lambda: loss(read_values(self, self.value_head, batch), batch), trained)
 
+    def final_values(self, batch: Forest) -> Tensor:
+        """``[C]`` values of the states after the last token of each completion."""
+        return read_final_values(self, self.value_head, batch)
+
 
 class ActorCritic(Policy):
     """A policy with a value head on its own states: scored as a policy, with ``Scores.values`` filled.
@@ -77,6 +81,10 @@ class ActorCritic(Policy):
         super().__init__(model, neftune_alpha, layout)
         self.value_head = value_head
 
+    def final_values(self, batch: Forest) -> Tensor:
+        """``[C]`` values of the states after the last token of each completion."""
+        return read_final_values(self, self.value_head, batch)
+
 
 def read_values(scorer: Scorer, value_head: nn.Module, batch: Forest) -> Tensor:
     """Values ``[N]`` of the states of a scorer, 0 where a token weighs nothing.
@@ -91,3 +99,18 @@ def read_values(scorer: Scorer, value_head: nn.Module, batch: Forest) -> Tensor:
     states, scored = scorer.token_states(batch)
     found = value_head(states)
     return found.new_zeros(len(batch.completion_ids)).index_put((scored,), found)
+
+
+def read_final_values(scorer: Scorer, value_head: nn.Module, batch: Forest) -> Tensor:
+    """Values ``[C]`` of the states after the last token of each completion.
+
+    They are what a completion was still worth where it was cut off
+    (:func:`lit_align.functional.gae.gae`, ``final_values``).
+
+    Args:
+        scorer: whose states.
+        value_head: from ``[C, D]`` states to ``[C]`` values.
+        batch: the forest; no completion in it is empty.
+    """
+    values: Tensor = value_head(scorer.last_states(batch))
+    return values

@@ -22,7 +22,7 @@ from lit_align.scoring.adapters import (
     has_adapters,
     recomputing_with,
 )
-from lit_align.scoring.critic import read_values
+from lit_align.scoring.critic import read_final_values, read_values
 from lit_align.scoring.early_backward import early_backward
 from lit_align.scoring.policy import Policy
 
@@ -115,6 +115,12 @@ class ValueAdapter(nn.Module):
         adapter = [p for p in adapter_tensors(self.model, self.adapter).values() if p.requires_grad]
         trained = [*adapter, *(p for p in self.value_head.parameters() if p.requires_grad)]
         return early_backward(lambda: loss(self._values(batch), batch), trained)
+
+    def final_values(self, batch: Forest) -> Tensor:
+        """``[C]`` values of the states after the last token of each completion."""
+        (policy,) = self._policy
+        with adapter_lent(policy.model, self.adapter):
+            return read_final_values(policy, self.value_head, batch)
 
     def _values(self, batch: Forest) -> Tensor:
         (policy,) = self._policy

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_align.algorithms.collection import judge
+from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.batches import Forest
@@ -240,6 +241,85 @@ def test_the_rest_of_a_rollout_is_passed_over_when_the_policy_has_moved(tmp_path
     assert trainer.global_step == 8
 
 
+def test_a_step_whose_ratios_run_away_teaches_nothing(golden, golden_models, caplog):
+    """The peer's ``loss_ratio_threshold``, whose losses are zeroed there."""
+    content = golden("ppo_step")
+    case = content["by_id"]["loss_ratio_threshold"]
+    rows, hparams = content["batches"][case["batch"]]["rows"], case["hparams"]
+    shift = hparams["old_logprobs_shift"]
+    forest = golden_rollout(rows, old="old_logprobs")
+    forest = forest.with_token_column("old_logps", forest.token_columns["old_logps"] + shift)
+    forest = forest.with_token_column("values", torch.tensor([x for row in rows for x in row["old_values"]]))
+    sizes = {}
+    for threshold in (hparams["ratio_threshold"], 1e6):
+        module = module_of(hparams, golden_models)
+        module.ratio_threshold = threshold
+        experience, _ = judge(module, forest, rewarded([[row["score"]] for row in rows]))
+        _, grads, metrics = loss_and_gradients(module, experience)
+        ratio = (metrics["val/ratio"].value / metrics["val/ratio"].weight).item()
+        assert hparams["ratio_threshold"] < ratio < 1e6
+        module.before_update(module.own_optimizer())
+        sizes[threshold] = norm(grads)
+    assert sizes[hparams["ratio_threshold"]] == 0 == case["formula_f64"]["loss"]
+    assert sizes[1e6] > 0
+    assert f"above ratio_threshold {hparams['ratio_threshold']:g}" in caplog.text
+
+
+def test_a_run_takes_no_step_once_the_ratios_run_away(tmp_path):
+    """Every answer is good, so that every ratio grows: the second step of each rollout is above 1."""
+    module = build(
+        rewards=lambda completions, **rest: [1.0 for _ in completions],
+        optim=OptimConfig("torch.optim.SGD", schedule="constant"),
+        kl=KLPenalty(0.0),
+        whiten_advantages=False,
+        num_minibatches=1,
+        lr=1e-2,
+        ratio_threshold=1.0 + 1e-6,
+    )
+    seen = []
+
+    class Weights(L.Callback):
+        def on_train_batch_end(self, trainer, module, *rest):
+            seen.append(digest(module))
+
+    _, steps = fit(module, tmp_path, steps=4, batch_size=4, callbacks=[Weights()])
+    assert steps[1]["val/ratio"] > 1 + 1e-6
+    same = [all(torch.equal(one[n], other[n]) for n in one) for one, other in pairwise(seen)]
+    assert same == [True, False, True]
+
+
+@pytest.mark.parametrize("critic", ["shared", "lit-align/tiny", "adapter"])
+def test_what_follows_a_cut_off_completion_is_what_the_critic_says(critic):
+    """With γ = λ = 1 and no penalty a return is the score, and the value of the state after the last token.
+
+    That value is the one at a token that is put behind.
+    """
+    lora = {"path": "lit-align/tiny", "lora": {"r": 2, "extra": {"init_lora_weights": False}}}
+    module = PPO(
+        lora if critic == "adapter" else "lit-align/tiny", rewards=no_reward, critic=critic,
+        value_head=ValueHeadConfig("normal", std=0.3), kl=KLPenalty(0.0), gae_lambda=1.0,
+        whiten_advantages=False, bootstrap_truncated=True,
+    )  # fmt: skip
+    module.configure_model()
+    ended = [torch.tensor([True, False]), torch.tensor([True, True])]
+    batch = Forest.from_lists([[5, 6]], [[[7, 8, 2], [9, 10]]])
+    batch = batch.with_token_column("old_logps", torch.full((5,), -1.0))
+    returns = []
+    for finished in ended:
+        experience, _ = judge(
+            module, replace(batch, completion_columns={"finished": finished}), rewarded([[1.0], [2.0]])
+        )
+        returns.append(experience.token_columns["returns"])
+    longer = Forest.from_lists([[5, 6]], [[[7, 8, 2], [9, 10, 11]]])
+    with torch.no_grad():
+        module.eval()
+        values = module.policy(longer).values if module.critic is None else module.critic(longer)
+    assert values[-1].abs() > 1e-3
+    last = values[-1].item()
+    torch.testing.assert_close(returns[0], torch.tensor([1.0, 1.0, 1.0, 2.0 + last, 2.0 + last]))
+    torch.testing.assert_close(returns[1], torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0]))
+
+
 def test_the_kl_coefficient_is_steered(tmp_path):
     module = build(kl=KLPenalty(0.1, target=0.5, horizon=10.0), num_epochs=1, num_minibatches=1)
     _, steps = fit(module, tmp_path, steps=3, batch_size=8)
@@ -281,6 +361,7 @@ def test_a_completion_that_was_cut_off_pays_for_it(golden_models):
     [
         ({"kl": KLPenalty(0.1), "completions": 0}, "completions is 0"),
         ({"clip_range": -0.1}, "negative"),
+        ({"ratio_threshold": 1.0}, "ratio_threshold is 1.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(arguments, message):
