@@ -14,6 +14,7 @@ from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import refuse_fsdp1
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generator import Generator
+from lit_align.runtime.data_place import data_place
 
 
 class GenerationSamples(L.Callback):
@@ -142,7 +143,8 @@ class GenerationSamples(L.Callback):
             self._completer = Completer(pl_module, model, tokenizer, self.batch_size, self._generator)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            mine = self._share(trainer.global_rank, trainer.world_size)
+            place = data_place(trainer)
+            mine = self._share(place.rank, place.size)
         return sorted(gather(trainer, mine))
 
     def _share(self, rank: int, world: int) -> list[Sample]:

@@ -19,6 +19,7 @@ from lit_align.callbacks.reporting import log_histogram, log_now
 from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
 from lit_align.callbacks.sharing import gather, my_chunks
+from lit_align.runtime.data_place import data_place
 
 
 class KLTracker(L.Callback):
@@ -223,7 +224,8 @@ class KLTracker(L.Callback):
 
     def _chunks(self, trainer: Any) -> list[tuple[range, bool]]:
         assert self._rows is not None
-        return my_chunks(len(self._rows), self.batch_size, trainer.global_rank, trainer.world_size)
+        place = data_place(trainer)
+        return my_chunks(len(self._rows), self.batch_size, place.rank, place.size)
 
     def _forest(self, rows: range, pl_module: Any) -> Forest:
         assert self._rows is not None

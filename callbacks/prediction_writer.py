@@ -7,12 +7,15 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lit_align.runtime.data_place import data_place
+
 
 class PredictionWriter(L.Callback):
     """Write what ``predict_step`` returns, a mapping of per-row lists or tensors, as JSONL.
 
-    Each process writes its own part as it goes; at the end process zero puts the parts together in
-    the order of the rows, and a row that padding of a distributed sampler brought twice is kept once.
+    Each process that has rows of its own writes its part as it goes; at the end process zero puts the
+    parts together in the order of the rows, and a row that padding of a distributed sampler brought twice
+    is kept once.
 
     Args:
         output: the file; ``predictions.jsonl`` in the trainer's directory by default.
@@ -28,8 +31,11 @@ class PredictionWriter(L.Callback):
         target = self.output or Path(trainer.default_root_dir) / "predictions.jsonl"
         self._target = Path(trainer.strategy.broadcast(str(target)))
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._part = self._target.with_name(f".{self._target.name}.{trainer.global_rank}")
-        self._part.write_text("", encoding="utf-8")
+        place = data_place(trainer)
+        # Who reads the same rows as another has nothing to add.
+        self._part = self._target.with_name(f".{self._target.name}.{place.rank}") if place.is_first else None
+        if self._part is not None:
+            self._part.write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -45,7 +51,8 @@ class PredictionWriter(L.Callback):
         Raises:
             ValueError: ``predict_step`` did not return a mapping of equally long columns.
         """
-        assert self._part is not None
+        if self._part is None:
+            return
         with self._part.open("a", encoding="utf-8") as file:
             for row in _rows(outputs):
                 file.write(json.dumps({"loader": dataloader_idx, **row}, ensure_ascii=False) + "\n")
@@ -56,7 +63,8 @@ class PredictionWriter(L.Callback):
         trainer.strategy.barrier("predictions")
         if not trainer.is_global_zero:
             return
-        parts = [self._target.with_name(f".{self._target.name}.{rank}") for rank in range(trainer.world_size)]
+        shares = range(data_place(trainer).size)
+        parts = [self._target.with_name(f".{self._target.name}.{rank}") for rank in shares]
         rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         several = len({row["loader"] for row in rows}) > 1
         unique = {(row["loader"], row.get("row", position)): row for position, row in enumerate(rows)}

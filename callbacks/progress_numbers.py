@@ -82,12 +82,12 @@ class Pace:
         """Since the start."""
         return time.monotonic() - self._began
 
-    def tokens_per_second(self, world_size: int) -> float | None:
-        """Over all processes, which are taken to have batches like this one's."""
+    def tokens_per_second(self, shares: int) -> float | None:
+        """Over all processes, of which so many read different batches, taken to be like this one's."""
         trained = self.seconds() - self._outside
         if not self._countable or trained <= 0:
             return None
-        return int(self._tokens) * world_size / trained
+        return int(self._tokens) * shares / trained
 
     def seconds_left(self, trainer: Any) -> float | None:
         """At the pace so far; ``None`` where the end or the pace is not known."""

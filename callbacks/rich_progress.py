@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from lit_align.callbacks.progress_numbers import Pace, clock, last_sample, shown_metrics, total_steps
 from lit_align.callbacks.sample_table import printable
+from lit_align.runtime.data_place import data_place
 
 
 class RichProgress(ProgressBar):
@@ -170,7 +171,7 @@ class RichProgress(ProgressBar):
     def _headline(self, trainer: Any) -> str:
         assert self._pace is not None
         total, left = total_steps(trainer), self._pace.seconds_left(trainer)
-        speed = self._pace.tokens_per_second(trainer.world_size)
+        speed = self._pace.tokens_per_second(data_place(trainer).size)
         parts = [
             f"step {trainer.global_step}/{total}" if total is not None else f"step {trainer.global_step}",
             clock(self._pace.seconds()),

@@ -2,6 +2,8 @@
 
 from typing import Any, TypeVar
 
+from lit_align.runtime.data_place import data_place
+
 T = TypeVar("T")
 
 
@@ -14,8 +16,8 @@ def my_chunks(count: int, size: int, rank: int, world: int) -> list[tuple[range,
     Args:
         count: rows.
         size: rows per chunk.
-        rank: of this process.
-        world: processes.
+        rank: of this process, among those that work on different rows.
+        world: how many do.
 
     Returns:
         ``(rows, counts)``: ``counts`` is false for a chunk that another process works on too, whose results
@@ -31,11 +33,20 @@ def my_chunks(count: int, size: int, rank: int, world: int) -> list[tuple[range,
 
 
 def gather(trainer: Any, mine: list[T]) -> list[T]:
-    """The items of all processes, on all of them, in the order of the ranks. Collective."""
+    """The items of all processes, on all of them, in the order of the ranks. Collective.
+
+    Of processes that work on the same rows (tensor parallelism), those of the first.
+    """
+    parts = from_each(trainer, mine)
+    return [item for part in parts[:: data_place(trainer).copies] for item in part]
+
+
+def from_each(trainer: Any, mine: T) -> list[T]:
+    """What every process has, on all of them, in the order of the ranks. Collective."""
     if trainer.world_size == 1:
-        return mine
+        return [mine]
     import torch.distributed
 
     parts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(parts, mine)
-    return [item for part in parts for item in part]
+    return parts

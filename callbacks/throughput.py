@@ -12,7 +12,7 @@ from lit_align.callbacks.learned_batch import tokens_of
 from lit_align.callbacks.model_lookup import find_model
 from lit_align.callbacks.reporting import log_now
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharing import gather
+from lit_align.callbacks.sharing import from_each, gather
 
 
 class Throughput(L.Callback):
@@ -84,7 +84,7 @@ class Throughput(L.Callback):
         tokens = sum(gather(trainer, [tokens]))
         self._total += tokens
         # Equal on all processes, as what is logged must be: the slowest one counts.
-        seconds, memory = (max(gather(trainer, [value])) for value in (seconds, _peak_memory()))
+        seconds, memory = (max(from_each(trainer, value)) for value in (seconds, _peak_memory()))
         found = {
             "tokens_per_second": tokens / seconds,
             "steps_per_second": (trainer.global_step - self._steps) / seconds,

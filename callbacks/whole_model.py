@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lit_align.callbacks.sharding import is_sharded, reshard
+from lit_align.models.tensor_parallel import Local
 
 _HOOKS = (
     "_backward_pre_hooks",
@@ -51,8 +52,9 @@ def whole_model(model: nn.Module, keep: bool = True) -> Any:
 def _mirror(module: nn.Module, tensors: dict[int, Tensor], made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:
         return made[id(module)]
-    # fully_shard makes each module an object of a new class, between FSDPModule and its own.
-    kind: Any = next(c for c in type(module).__mro__ if not issubclass(c, FSDPModule))
+    # fully_shard makes each module an object of a new class, between FSDPModule and its own; so does the
+    # splitting of products.
+    kind: Any = next(c for c in type(module).__mro__ if not issubclass(c, FSDPModule | Local))
     copy = kind.__new__(kind)
     made[id(module)] = copy
     # torch notes in a module that it was sharded, under names of this kind.

@@ -15,6 +15,7 @@ from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import refuse_fsdp1
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generate import generate_text
+from lit_align.runtime.data_place import data_place
 from lit_align.scoring.adapters import adapter_off
 
 
@@ -177,10 +178,10 @@ class WinRate(L.Callback):
 
     def _chunked(self, trainer: Any, write: Callable[[range], list[str]]) -> list[tuple[int, str]]:
         mine: list[tuple[int, str]] = []
-        place = (trainer.global_rank, trainer.world_size)
+        place = data_place(trainer)
         # Hooks run outside of the precision that steps run in.
         with trainer.precision_plugin.forward_context():
-            for rows, counts in my_chunks(len(self._prompts), self.batch_size, *place):
+            for rows, counts in my_chunks(len(self._prompts), self.batch_size, place.rank, place.size):
                 texts = write(rows)
                 mine += zip(rows, texts, strict=True) if counts else []
         return mine

@@ -17,9 +17,11 @@ from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_sched
 from lit_align.algorithms.precision import keep_forests
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
-from lit_align.models.sharding import data_mesh, separate, shard
+from lit_align.models.sharding import separate, shard
 from lit_align.models.skeleton import FromZero, as_on_zero, skeleton
+from lit_align.models.tensor_parallel import equalise
 from lit_align.outputs import LossOutput, Metric, merge_outputs
+from lit_align.runtime.data_place import data_place
 from lit_align.runtime.fingerprint import frozen_digest
 from lit_align.runtime.trainable import check_base, check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
@@ -135,7 +137,7 @@ class AlignModule(L.LightningModule, ABC):
         """Build the weights, where the strategy wants them; called again it does nothing."""
         if self.policy is not None:
             return
-        mesh = None if self.device_mesh is None else data_mesh(self.device_mesh)
+        mesh = self.device_mesh
         # Only process zero builds weights; the others get their pieces of it.
         spread = mesh is not None and self.model_config is not None and self.trainer.world_size > 1
         with skeleton(spread):
@@ -311,13 +313,14 @@ class AlignModule(L.LightningModule, ABC):
 
     def _average_gradients(self, optimizer: Optimizer) -> None:
         weight, tokens = torch.stack(self._window).sum(0)
+        place = data_place(self.trainer)
         self._window.clear()
         if self.trainer.world_size > 1:
             both = self.trainer.strategy.reduce(torch.stack((weight, tokens)), reduce_op="sum")
-            weight, tokens = both
+            weight, tokens = both / place.copies
         self.tokens_seen += tokens.long()
-        # Lightning divides by the accumulation factor, data parallelism by the number of processes.
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        # Lightning divides by the accumulation factor, data parallelism by the number of its processes.
+        factor = place.size * self.trainer.accumulate_grad_batches
         scale = torch.where(weight > 0, factor / weight, torch.zeros_like(weight))
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
@@ -328,6 +331,7 @@ class AlignModule(L.LightningModule, ABC):
                 "use ddp or ModelParallelStrategy"
             )
         torch._foreach_mul_(local, scale)
+        equalise(grads)
 
     def _log_training(self) -> None:
         for name, value in average(self._reports, self.device).items():

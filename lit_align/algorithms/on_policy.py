@@ -27,6 +27,7 @@ from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardSet, RewardsLike
 from lit_align.rollouts.sampling import Sampling
+from lit_align.runtime.data_place import data_place
 from lit_align.runtime.seeds import derive
 from lit_align.scoring.policy import Policy
 from lit_align.scoring.references import NoReference, Reference, default_reference
@@ -434,4 +435,5 @@ class OnPolicy(AlignModule):
         if self._trainer is None or self.trainer.world_size == 1:
             return sums
         total: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        return total
+        # Rows that several processes read are counted once.
+        return total / data_place(self.trainer).copies

@@ -20,6 +20,8 @@ from lit_align.runtime import trust
 MODEL_ARGUMENTS = ("policy", "critic")
 #: Values of them that are words, and no paths.
 _WORDS = ("shared", "adapter")
+#: A strategy's registered name and its class, which alone takes arguments.
+_FSDP2 = ("fsdp2", {"class_path": "lit_align.runtime.sharded_strategy.ShardedStrategy"})
 ENV_PREFIX = "LIT_ALIGN_"
 #: Options without a dot that may come from the environment; LIT_ALIGN_DEBUG and the like are not options.
 _PLAIN_OPTIONS = ("config", "seed_everything", "ckpt_path", "model", "data", "offline")
@@ -73,6 +75,8 @@ def prepare(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ar
     merged: dict[str, Any] = {}
     for _, content in sources:
         merged = merge(merged, content)
+    if any(option.startswith("--trainer.strategy.") for option, _ in given):
+        given, merged = _with_strategy_class(given, merged)
     options = ["--config", json.dumps(merged, default=str)] if sources else []
     for option, value in given:
         if option in ("--config", "-c", "--trust"):
@@ -135,6 +139,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         mine = merged.get(key)
         merged[key] = merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _with_strategy_class(
+    given: list[tuple[str, str | None]], merged: dict[str, Any]
+) -> tuple[list[tuple[str, str | None]], dict[str, Any]]:
+    """The class in the place of its name, so that it can be given arguments."""
+    name, described = _FSDP2
+    trainer = merged.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("strategy") == name:
+        merged = {**merged, "trainer": {**trainer, "strategy": dict(described)}}
+    named = ("--trainer.strategy", name)
+    return [(o, described["class_path"]) if (o, v) == named else (o, v) for o, v in given], merged
 
 
 def _is_path(value: str | None) -> bool:

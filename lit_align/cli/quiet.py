@@ -24,6 +24,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     # A run that continues another writes to a directory of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
+    # Two dimensions of processes need two sums.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Weights spread over processes (FSDP2): each layer gathers its own, just before it runs."""
+"""Weights spread over processes: split by tensor parallelism, and gathered layer by layer (FSDP2)."""
 
 import logging
 from collections.abc import Iterable
@@ -9,6 +9,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+
+from lit_align.models.tensor_parallel import DIMENSION, split
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +26,24 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
     Args:
         scorer: with its model as ``model``; frozen or not. Of one that ``shares_model`` with another scorer
             only the value head is sharded.
-        mesh: one dimension, over which the weights are spread.
+        mesh: one dimension, over which the weights are spread; or Lightning's two, ``data_parallel`` of
+            that kind, and ``tensor_parallel``, over which the layers' products are split first.
 
     Raises:
-        ValueError: the model is quantised, which cannot be spread.
+        ValueError: the model is quantised, which cannot be spread, or cannot be split.
     """
+    if mesh.ndim > 1:
+        if mesh[DIMENSION].size() > 1:
+            _refuse_quantised(scorer)
+            split(scorer, mesh[DIMENSION])
+        mesh = mesh["data_parallel"]
     head = getattr(scorer, "value_head", None)
     if head is not None:
         # A group of its own, because it is in float32 whatever the model is in.
         fully_shard(head, mesh=mesh)
     if getattr(scorer, "shares_model", False):
         return
-    model: Any = scorer.model
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    if getattr(inner, "quantization_method", None) is not None:
-        raise ValueError(
-            "quantised weights cannot be sharded here: leave quantization out, or use the ddp strategy"
-        )
+    inner = _refuse_quantised(scorer)
     found = layers(inner)
     if not found:
         logger.warning("%s does not tell its layers: it is gathered as a whole", type(inner).__name__)
@@ -73,20 +76,6 @@ def separate(scorers: Iterable[nn.Module]) -> None:
         owned |= {id(parameter) for parameter in scorer.parameters()}
 
 
-def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The dimension of a strategy's mesh that weights are spread over.
-
-    Raises:
-        ValueError: there is another one, for tensor parallelism, which would only hold copies.
-    """
-    if mesh["tensor_parallel"].size() > 1:
-        raise ValueError(
-            f"tensor_parallel_size is {mesh['tensor_parallel'].size()}, and the layers are not split by it: "
-            "set it to 1 and data_parallel_size to the number of processes (--trainer.strategy fsdp2 does)"
-        )
-    return mesh["data_parallel"]
-
-
 def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[str, Tensor]]:
     """The weights of sharded modules on the CPU of process zero, nothing on the others; all call this.
 
@@ -104,6 +93,16 @@ def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[s
                 if name in state:
                     state[name] = state[first.setdefault(id(parameter), name)]
     return found
+
+
+def _refuse_quantised(scorer: Any) -> Any:
+    model = scorer.model
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    if getattr(inner, "quantization_method", None) is not None:
+        raise ValueError(
+            "quantised weights cannot be sharded here: leave quantization out, or use the ddp strategy"
+        )
+    return inner
 
 
 def layers(model: Any) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_align.batches import Forest
 from lit_align.functional.logprobs import token_statistics
+from lit_align.models.tensor_parallel import original_class
 from lit_align.outputs import LossOutput, Scores, Statistic, merge_outputs
 from lit_align.scoring.blocks import Block
 from lit_align.scoring.head_gradient import HeadGradient, scaled
@@ -52,7 +53,7 @@ def plain_head(model: Any, temperature: float = 1.0) -> Head | None:
     """The head of a model where it is one matrix, ``None`` where something else is computed."""
     layer = model.get_output_embeddings()
     # Adapters, quantised layers and others have a forward of their own.
-    if type(layer) is not nn.Linear:
+    if original_class(layer) is not nn.Linear:
         return None
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(

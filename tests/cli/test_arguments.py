@@ -60,6 +60,24 @@ def test_reference_is_a_class_with_arguments(capsys: pytest.CaptureFixture[str])
     assert reference["init_args"]["interval"] == 7
 
 
+@pytest.mark.parametrize("place", ["yaml", "options", "neither"])
+def test_a_strategy_by_name_takes_arguments(
+    place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("trainer: {strategy: fsdp2}\n" if place == "yaml" else "{}\n")
+    named = ["--trainer.strategy", "fsdp2"] if place == "options" else []
+    more = [] if place == "neither" else ["--trainer.strategy.tensor_parallel_size", "2"]
+    strategy = _printed(capsys, "--config", "sft.yaml", "--config", str(path), *named, *more)["trainer"][
+        "strategy"
+    ]
+    if place == "neither":
+        assert strategy == "auto"
+        return
+    assert strategy["class_path"] == "lit_align.runtime.sharded_strategy.ShardedStrategy"
+    assert strategy["init_args"]["tensor_parallel_size"] == 2
+
+
 def test_several_configurations_merge_key_by_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     over = tmp_path / "over.yaml"
     over.write_text("model: {init_args: {beta: 0.7, policy: {lora: {r: 4}}}}\ntrainer: {max_steps: 5}\n")

@@ -1,9 +1,8 @@
-import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_align.models.sharding import data_mesh, layers, separate
+from lit_align.models.sharding import layers, separate
 
 
 def test_layers_are_the_decoder_layers():
@@ -25,24 +24,3 @@ def test_what_scorers_share_is_copied_once_for_each():
     assert two.first.weight is not one.weight
     assert torch.equal(two.first.weight, one.weight)
     assert two.first.bias is not two.again.bias
-
-
-class Mesh(dict):
-    """As of a strategy, by its dimensions' sizes."""
-
-    def __init__(self, data: int, tensor: int) -> None:
-        super().__init__(data_parallel=Side(data), tensor_parallel=Side(tensor))
-
-
-class Side:
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def size(self) -> int:
-        return self.count
-
-
-def test_tensor_parallelism_is_refused_instead_of_copying():
-    assert data_mesh(Mesh(4, 1)).size() == 4
-    with pytest.raises(ValueError, match="tensor_parallel_size is 2, and the layers are not split"):
-        data_mesh(Mesh(1, 2))

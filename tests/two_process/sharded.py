@@ -1,7 +1,8 @@
 """Three optimiser steps under a strategy; process zero saves losses and whole weights, and a checkpoint.
 
 Arguments: ``ALGORITHM STRATEGY PROCESSES OUT [CHECKPOINT]``, the strategy being ``auto``,
-``ddp``, ``lightning`` (its ModelParallelStrategy, one file) or ``fsdp2`` (ours, a directory).
+``ddp``, ``lightning`` (its ModelParallelStrategy, one file), ``fsdp2`` (ours, a directory) or ``tensor``
+(ours, the products of each layer split over two).
 """
 
 import sys
@@ -37,6 +38,14 @@ from step import POLICY, pairs
 
 STEPS = 3
 LORA = POLICY | {"lora": {"r": 4, "extra": {"init_lora_weights": False}}}
+
+# Every number of heads and features is even, and the halves of some are odd.
+SPLIT: dict[str, Any] = {
+    "architecture": POLICY["architecture"]
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 34},
+    "seed": 1,
+}
+SPLIT_LORA = SPLIT | {"lora": {"r": 3, "extra": {"init_lora_weights": False}}}
 
 T5 = {
     "model_type": "t5",
@@ -110,6 +119,16 @@ MODULES = {
 }
 
 
+MODULES |= {
+    "split_sft": lambda: SFT(dict(SPLIT), lr=0.03),
+    "split_sft_lora": lambda: SFT(SPLIT_LORA, lr=0.003),
+    "split_reward": lambda: RewardModel(dict(SPLIT), lr=0.03),
+    "split_reward_lora": lambda: RewardModel(SPLIT_LORA, lr=0.003),
+    "split_dpo_copy": lambda: DPO(dict(SPLIT), reference=FrozenCopy(), lr=0.03),
+    "split_dpo_lora_off": lambda: DPO(SPLIT_LORA, reference=AdapterOff(), lr=0.003),
+    "split_dpo_lora_copy": lambda: DPO(SPLIT_LORA, reference=FrozenCopy(), lr=0.003),
+}
+
 #: Models that are loaded, or adapted in ways that look at the weights.
 LOADED = {"path": "lit-align/tiny"}
 MODULES |= {
@@ -170,11 +189,14 @@ class Keep(L.Callback):
         self.built = built
         self.losses: list[float] = []
         self.shards = 0
+        self.held: dict[str, int] = {}
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.shards = sum(isinstance(p, DTensor) for p in module.parameters())
         if self.shards:
             assert self.shards == len(list(module.parameters()))
+        own = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
+        self.held = {name: p.numel() for name, p in own.items()}
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
@@ -188,6 +210,7 @@ class Keep(L.Callback):
         # All processes gather; the first writes.
         if trainer.is_global_zero:
             found = {"weights": whole, "losses": self.losses, "shards": self.shards}
+            found |= {"held": self.held, "tokens": int(module.tokens_seen)}
             found |= {"built": self.built.everywhere, "frequencies": self.built.buffers}
             torch.save(found, self.out)
 
@@ -199,6 +222,9 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
     first = 0 if checkpoint is None else int(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     if strategy == "fsdp2":
         chosen = ShardedStrategy(processes)
+    splits = 2 if strategy == "tensor" else 1
+    if strategy == "tensor":
+        chosen = ShardedStrategy(processes // 2, 2)
     if strategy == "lightning":
         chosen = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
     trainer = L.Trainer(
@@ -217,8 +243,9 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         plugins=[AtomicCheckpointIO()],
         callbacks=[built, Keep(out, built), NanGuard(), ExportHF(out.with_suffix(""))],
     )
-    share = 8 // processes
-    rank = trainer.global_rank
+    # The processes that share products read the same rows.
+    share = 8 * splits // processes
+    rank = trainer.global_rank // splits
     everything = pairs(8 * (first + STEPS))
     batches = [everything.select(range(8 * s, 8 * s + 8)) for s in range(first, first + STEPS)]
     mine = [batch.select(range(rank * share, (rank + 1) * share)) for batch in batches]

@@ -64,11 +64,14 @@ def test_sharded_equals_one_process(algorithm, run, tmp_path):
     # It learns, so that equal is not equal to nothing.
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-5)
     assert_equal(one, two)
-    # What each of them exported at its end.
-    files = sorted(path.name for path in (tmp_path / "one").glob("*.safetensors"))
+    assert_same_exports(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_exports(one: Path, two: Path) -> None:
+    files = sorted(path.name for path in one.glob("*.safetensors"))
     assert files
     for name in files:
-        whole, gathered = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
+        whole, gathered = load_file(one / name), load_file(two / name)
         assert whole.keys() == gathered.keys()
         assert all(float((t - gathered[key]).abs().max()) <= 1e-6 for key, t in whole.items())
 
@@ -154,3 +157,50 @@ def test_a_damaged_sharded_checkpoint_is_passed_over(run, tmp_path):
     rest = run("sft", "fsdp2", 2, tmp_path / "rest.pt", bad)
     assert rest["losses"] != whole["losses"]
     assert_equal(run("sft", "auto", 1, tmp_path / "alone.pt", good), rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "split_sft",
+        "split_sft_lora",
+        "split_reward",
+        "split_reward_lora",
+        "split_dpo_copy",
+        "split_dpo_lora_off",
+        "split_dpo_lora_copy",
+    ],
+)
+def test_split_products_equal_one_process(algorithm, processes, run, tmp_path):
+    """Two processes that share the products of each layer; four, of which two and two do."""
+    one = run(algorithm, "auto", 1, tmp_path / "one.pt")
+    split = run(algorithm, "tensor", processes, tmp_path / "two.pt")
+    products = [name for name in one["held"] if "_proj" in name and "lora" not in name]
+    assert len(products) >= 14
+    # Two hold a half each; of four the first may have a row more than the other.
+    row = 34 if processes > 2 else 0
+    for name in products:
+        assert split["held"][name] == pytest.approx(one["held"][name] / processes, abs=row), name
+    assert split["tokens"] == one["tokens"] > 0
+    assert_equal(one, split)
+    assert_same_exports(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["split_sft", "split_dpo_lora_copy"])
+def test_a_split_run_goes_on_with_any_strategy(algorithm, run, tmp_path):
+    """Four processes, two by two; then any number; and two go on from one process's file."""
+    run(algorithm, "tensor", 4, tmp_path / "first.pt")
+    checkpoint = tmp_path / "first.ckpt"
+    assert fault(checkpoint) is None
+    alone = run(algorithm, "auto", 1, tmp_path / "alone.pt", checkpoint)
+    assert len(alone["losses"]) == 3
+    for strategy, processes in (("tensor", 4), ("tensor", 2), ("fsdp2", 2), ("ddp", 2)):
+        assert_equal(alone, run(algorithm, strategy, processes, tmp_path / "next.pt", checkpoint))
+    file = tmp_path / "alone.ckpt"
+    assert_equal(
+        run(algorithm, "auto", 1, tmp_path / "one.pt", file),
+        run(algorithm, "tensor", 2, tmp_path / "two.pt", file),
+    )
