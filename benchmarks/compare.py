@@ -46,14 +46,14 @@ class Row(NamedTuple):
 GROUPED = ("--grouped",)
 PLANS: dict[str, list[Row]] = {
     "cpu": [
-        *[Row(name, "small", 8, 3) for name in ("sft", "dpo", "dpo_cached", "dpo_lora", "reward")],
-        *[Row(name, "small", 8, 3, GROUPED) for name in ("sft", "dpo", "reward")],
-        *[Row(name, "small", 8, 3, ("--bf16",)) for name in ("sft", "dpo", "reward")],
-        Row("sft", "small", 32, 2),
-        Row("sft", "small", 32, 2, ours=("--micro", "600")),
-        Row("dpo", "small", 8, 3, ours=("--micro", "600")),
-        Row("dpo", "small", 8, 3, ("--bf16", "--checkpointing")),
-        *[Row(name, "big", 4, 2) for name in ("sft", "dpo", "dpo_lora", "reward")],
+        *[Row(name, "small", 8, 6) for name in ("sft", "dpo", "dpo_cached", "dpo_lora", "reward")],
+        *[Row(name, "small", 8, 6, GROUPED) for name in ("sft", "dpo", "reward")],
+        *[Row(name, "small", 8, 6, ("--bf16",)) for name in ("sft", "dpo", "reward")],
+        Row("sft", "small", 32, 3),
+        Row("sft", "small", 32, 3, ours=("--micro", "600")),
+        Row("dpo", "small", 8, 6, ours=("--micro", "600")),
+        Row("dpo", "small", 8, 6, ("--bf16", "--checkpointing")),
+        *[Row(name, "big", 4, 4) for name in ("sft", "dpo", "dpo_lora", "reward")],
         Row("overhead", "tiny", 8, 40),
     ],
     "sampled": [
@@ -150,6 +150,12 @@ def line(row: Row, found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> st
     return "| " + " | ".join(cells) + " |"
 
 
+def start_up(side: str, results: Sequence[dict[str, Any]]) -> str:
+    """What a run has cost before its first step: imports, model, trainer; median over all rows."""
+    seconds, megabytes = (statistics.median(r[name] for r in results) for name in ("start", "base"))
+    return f"{side} {seconds:.1f} CPU s and {megabytes:.0f} MB"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, help="a Python that has TRL")
@@ -169,8 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such row; the plan has {', '.join(repr(row.name) for row in PLANS[a.plan])}")
     print(HEADER, flush=True)
     failed, versions = False, ""
+    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for row in chosen:
         found = run_pairs(row, a.peer, a.pairs, a.threads)
+        runs += found
         failed |= not parity(row, found)[0]
         print(line(row, found), flush=True)
         versions = f"{found[0][0]['version']}, {found[0][1]['version']}"
@@ -180,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file.write(
                         json.dumps({"row": row.name, "shape": row.shape, "peer": theirs, "ours": ours}) + "\n"
                     )
+    theirs, ours = zip(*runs, strict=True)
+    print(f"\nBefore the first step: {start_up('TRL', theirs)}, {start_up('lit-align', ours)}")
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load} over 1, 5 and 15 minutes"
     print(f"\n{versions}; {a.pairs} pair(s), {a.threads} thread(s); {machine}")

@@ -271,6 +271,8 @@ class Meter:
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         megabyte = 2**20
         return {
+            "start": self.cpu,
+            "base": self.base / megabyte,
             "wall": wall,
             "cpu": cpu,
             "grown": (self.memory.peak - self.base) / megabyte,
