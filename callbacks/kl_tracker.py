@@ -182,7 +182,9 @@ class KLTracker(L.Callback):
         """Add a batch to the measurement, where batches are measured."""
         if self._rows is None and self._measures_validation(trainer):
             assert self._tally is not None
-            self._measure(trainer, pl_module, self._tally, batch)
+            # A module that answers held-out prompts returns them so.
+            answers = outputs.get("answers") if isinstance(outputs, dict) else None
+            self._measure(trainer, pl_module, self._tally, batch if answers is None else answers)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report the measurement."""

@@ -1,5 +1,6 @@
 """Progress as a live panel in a terminal: rewards, KL, tokens per second, time left, and the last sample."""
 
+import logging
 import sys
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from lit_align.runtime.data_place import data_place
 
 
 class RichProgress(ProgressBar):
-    """Show how training goes, in place of Lightning's progress bar.
+    """Show how training goes, in place of Lightning's progress bar; what ``lit-align fit`` shows.
 
     In a terminal it is a panel that redraws itself: steps, time left, tokens per second, the metrics that
     tell most (loss, rewards, KL, entropy, lengths), and the end of the last sample that was learned from.
@@ -30,7 +31,7 @@ class RichProgress(ProgressBar):
     def __init__(
         self,
         seconds: float = 10.0,
-        redraws_per_second: float = 4.0,
+        redraws_per_second: float = 2.0,
         sample_length: int = 300,
         metrics: int = 12,
     ) -> None:
@@ -44,6 +45,7 @@ class RichProgress(ProgressBar):
         self.sample_length, self.metrics = sample_length, metrics
         self._enabled = True
         self._live: Any = None
+        self._streams: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._pace: Pace | None = None
         self._drawn = 0.0
         self._doing = "training"
@@ -91,7 +93,12 @@ class RichProgress(ProgressBar):
         console = Console(file=sys.stdout)
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=False)
+            before = sys.stderr
             self._live.start()
+            # Loggers hold on to the stream of their start, and would write into the middle of the panel.
+            for handler in _handlers():
+                if handler.stream is before:
+                    self._streams.append((handler, handler.setStream(sys.stderr)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -112,6 +119,24 @@ class RichProgress(ProgressBar):
         if self._pace is not None:
             self._pace.pause()
             self._doing = "validating"
+            self._redraw(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count validation batches in the panel, where it is time."""
+        if self._pace is None or self._live is None:
+            return
+        if time.monotonic() - self._drawn >= 1 / self.redraws_per_second:
+            self._drawn = time.monotonic()
+            batches: Any = trainer.num_val_batches
+            self._doing = f"validating {batch_idx + 1}/{batches[dataloader_idx]}"
             self._redraw(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,6 +185,9 @@ class RichProgress(ProgressBar):
 
     def _stop(self) -> None:
         live, self._live = self._live, None
+        while self._streams:
+            handler, stream = self._streams.pop()
+            handler.setStream(stream)
         if live is not None:
             live.stop()
         self._pace = None
@@ -198,3 +226,10 @@ class RichProgress(ProgressBar):
             # Text, not markup: a completion may look like one.
             parts.append(Panel(Text.assemble((asked, "dim"), answered), title="last sample"))
         return Panel(Group(*parts), title=self._doing)
+
+
+def _handlers() -> list[logging.StreamHandler[Any]]:
+    """Those of the root and of Lightning that write to a stream."""
+    names = (None, "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]

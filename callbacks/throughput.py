@@ -43,9 +43,11 @@ class Throughput(L.Callback):
         self._steps = 0
         self._seconds = 0.0
         self._since = 0.0
+        self._trainer: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        self._trainer = trainer
         self._schedule.start(trainer)
         if self.peak_tflops is not None:
             weights = list(find_model(pl_module, self._model_name).parameters())
@@ -71,12 +73,13 @@ class Throughput(L.Callback):
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens of the whole run, over all processes."""
-        return {"tokens": self._total}
+        """Tokens of the whole run, over all processes, those that are not logged yet too. Collective."""
+        unlogged = 0 if self._trainer is None else sum(gather(self._trainer, [int(self._tokens)]))
+        return {"tokens": self._total + unlogged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self._total = state_dict["tokens"]
+        self._total, self._tokens = state_dict["tokens"], 0
 
     def _log(self, trainer: Any) -> None:
         tokens = int(self._tokens)  # waits for the device, so that the clock is read after its work

@@ -15,6 +15,7 @@ from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import refuse_fsdp1
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generate import generate_text
+from lit_align.runtime.agreement import together
 from lit_align.runtime.data_place import data_place
 from lit_align.scoring.adapters import adapter_off
 
@@ -125,11 +126,8 @@ class WinRate(L.Callback):
         self._model = find_model(pl_module, self._model_name)
         tokenizer = find_tokenizer(pl_module, self._tokenizer_name, trainer.datamodule)
         self._completer = Completer(pl_module, self._model, tokenizer, self.batch_size)
-        judge: Any = self.judge
-        if hasattr(judge, "attach"):
-            judge.attach(pl_module, tokenizer)
-        if hasattr(judge, "check") and trainer.is_global_zero:
-            judge.check()
+        with together("it tried the judge"):
+            self._try_judge(trainer, pl_module, tokenizer)
         if self._other and len(self._other) != len(self._prompts):
             raise ValueError(
                 f"WinRate: the checkpoint has completions of {len(self._other)} prompts, and there are "
@@ -137,6 +135,13 @@ class WinRate(L.Callback):
             )
         if not self._other:
             self._other = dict(gather(trainer, self._others(trainer)))
+
+    def _try_judge(self, trainer: Any, pl_module: Any, tokenizer: Any) -> None:
+        judge: Any = self.judge
+        if hasattr(judge, "attach"):
+            judge.attach(pl_module, tokenizer)
+        if hasattr(judge, "check") and trainer.is_global_zero:
+            judge.check()
 
     def _others(self, trainer: Any) -> list[tuple[int, str]]:
         if self.against == "start":
@@ -190,7 +195,9 @@ class WinRate(L.Callback):
 
     def _compare(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         mine = self._written(trainer)
-        verdicts = [v for _, v in sorted(gather(trainer, self._verdicts(mine)))]
+        with together("it judged completions"):
+            judged_here = self._verdicts(mine)
+        verdicts = [v for _, v in sorted(gather(trainer, judged_here))]
         judged = [v for v in verdicts if v is not None and math.isfinite(v)]
         found = {f"{self.name}/judged": len(judged) / len(verdicts)}
         if judged:

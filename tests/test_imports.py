@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import lightning
 import pytest
+
+from lit_align import callbacks
 
 HEAVY = ("peft", "bitsandbytes", "datasets", "transformers")
 
@@ -36,3 +41,13 @@ def test_names_come_without_the_heavy_packages(code):
 
 def test_a_loss_needs_torch_alone():
     assert not modules_after("import lit_align.losses.dpo") & {*HEAVY, "lightning"}
+
+
+def test_the_contract_of_callbacks_names_all_of_them():
+    """That none imports another is held by import-linter, for those that its contract names."""
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    (contract,) = [c for c in pyproject["tool"]["importlinter"]["contracts"] if "callback" in c["name"]]
+    found = {getattr(callbacks, name) for name in callbacks.__all__}
+    modules = {kind.__module__ for kind in found if issubclass(kind, lightning.Callback)}
+    assert len(modules) == 16
+    assert modules <= set(contract["modules"])

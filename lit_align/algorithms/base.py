@@ -235,9 +235,10 @@ class AlignModule(L.LightningModule, ABC):
     def after_optimizer_step(self) -> None:
         """Called after the weights have changed, while ``global_step`` still counts the steps before."""
 
-    def validation_step(self, batch: Forest, batch_idx: int) -> None:
+    def validation_step(self, batch: Forest, batch_idx: int) -> dict[str, Any] | None:
         """Collect metrics of a validation batch."""
         self._reports.append(self._run(batch, logging=True).metrics)
+        return None
 
     def on_validation_epoch_start(self) -> None:
         """Set the training reports aside: validation may run between two logging steps."""

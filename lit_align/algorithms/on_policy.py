@@ -334,9 +334,11 @@ class OnPolicy(AlignModule):
         """Predictions are those of the present weights."""
         self.hand_over()
 
-    def validation_step(self, batch: Forest, batch_idx: int) -> None:
-        """Answer held-out prompts, and collect rewards and lengths."""
-        self._reports.append(collection.evaluate(self, batch)[2])
+    def validation_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
+        """Answer held-out prompts, and collect rewards and lengths; callbacks are given the answers."""
+        answered, _, metrics = collection.evaluate(self, batch)
+        self._reports.append(metrics)
+        return {"answers": answered}
 
     def test_step(self, batch: Forest, batch_idx: int) -> None:
         """Answer test prompts, and collect rewards and lengths."""

@@ -18,6 +18,7 @@ from lit_align.callbacks.nan_guard import NanGuard
 from lit_align.callbacks.prediction_writer import PredictionWriter
 from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.progress_lines import ProgressLines
+from lit_align.callbacks.rich_progress import RichProgress
 from lit_align.cli import report
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.run_directory import start_run
@@ -96,6 +97,8 @@ class Run:
         )
 
     def _progress_bar(self) -> ProgressBar:
+        if self.command == "fit":
+            return RichProgress()
         if sys.stdout.isatty():
             from lightning.pytorch.callbacks import RichProgressBar
 

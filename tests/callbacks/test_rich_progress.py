@@ -1,7 +1,9 @@
 """A panel in a terminal, plain lines elsewhere, and the numbers in both."""
 
 import io
+import logging
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,10 +58,26 @@ def test_a_panel_in_a_terminal(make_trainer, monkeypatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    # What loggers say goes through the panel, too.
+    handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("lightning.pytorch")
+    logger.addHandler(handler)
     bar = RichProgress(redraws_per_second=1e9)
-    _fit(make_trainer, bar, _ours())
+    try:
+        _fit(make_trainer, bar, _ours())
+    finally:
+        logger.removeHandler(handler)
+    assert handler.stream is sys.stderr
+    assert "`Trainer.fit` stopped" in terminal.getvalue()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    for part in ("training", "validating", "done", "step 3/4", "tokens/s", "rewards/margins", "last sample"):
+    for part in (
+        "training",
+        "validating 1/1",
+        "done",
+        "step 3/4",
+        "tokens/s",
+        "rewards/margins",
+        "last sample",
+    ):
         assert part in shown, part
     # The cursor is given back.
     assert terminal.getvalue().rstrip().endswith("\x1b[?25h")

@@ -89,6 +89,25 @@ def test_training_and_reference_go_on_through_a_resume(make_stranger, make_train
         assert torch.equal(a, b), name
 
 
+def test_an_adapter_that_follows_goes_on_through_a_resume(
+    make_stranger, make_trainer, loader, tmp_path
+) -> None:
+    def run(steps: int, path: Any = None) -> dict[str, torch.Tensor]:
+        module = make_stranger(lora=True)
+        snapshot_adapter(module.language_model, "before")
+        trainer = make_trainer(SyncReference(0.5, 2), max_steps=steps)
+        trainer.fit(module, loader(8), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return {name: p.clone() for name, p in module.named_parameters()}
+
+    whole = run(8)
+    # Between two updates.
+    run(5)
+    resumed = run(8, tmp_path / "5.ckpt")
+    assert any(".before." in name for name in whole)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
 def test_our_dpo_equals_its_own_ema_reference(make_trainer) -> None:
     found = []
     for reference, callbacks in ((EMA(0.5, 2), []), (FrozenCopy(), [SyncReference(0.5, 2)])):

@@ -44,6 +44,20 @@ def test_tokens_steps_and_mfu(package, make_stranger, make_trainer, loader, rows
     assert callback.state_dict() == {"tokens": 5}
 
 
+def test_tokens_since_the_last_time_are_kept_through_a_resume(make_stranger, make_trainer, loader, tmp_path):
+    """Cut off after 3 of 6 steps, where only the first 2 were logged."""
+
+    def run(steps: int, path: Any = None) -> float:
+        trainer = make_trainer(Throughput(2), max_steps=steps)
+        trainer.fit(make_stranger(), loader(8), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return float(trainer.callback_metrics["train/throughput/tokens"])
+
+    whole = run(6)
+    run(3)
+    assert run(6, tmp_path / "3.ckpt") == whole
+
+
 def test_our_batches(make_trainer) -> None:
     trainer = make_trainer(Throughput(1), max_steps=2)
     module = SFT("lit-align/tiny")

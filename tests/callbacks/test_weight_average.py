@@ -71,11 +71,12 @@ def test_the_recurrence_and_what_validation_sees(
         assert torch.allclose(written[key].double(), expected[f"language_model.{key}"], atol=1e-6)
 
 
-def test_a_resume_keeps_the_average(package, make_stranger, make_trainer, loader, tmp_path) -> None:
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_resume_keeps_the_average(lora, package, make_stranger, make_trainer, loader, tmp_path) -> None:
     def run(steps: int, path: Any = None) -> Any:
         callback = WeightAverage("bema")
         trainer = make_trainer(callback, package=package, max_steps=steps)
-        trainer.fit(make_stranger(package), loader(8), ckpt_path=path)
+        trainer.fit(make_stranger(package, lora=lora), loader(8), ckpt_path=path)
         return trainer, callback.weights(trainer.lightning_module)
 
     _, whole = run(4)

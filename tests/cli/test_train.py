@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from lit_align.__main__ import main
+from lit_align.callbacks import ProgressLines, RichProgress
 from lit_align.cli.errors import CommandLineError
 from lit_align.cli.train import AlignCLI
 from lit_align.cli.train import main as train
@@ -168,6 +170,17 @@ def test_what_is_configured_is_left_alone(here: Path) -> None:
     assert cli.trainer.loggers == []
     assert [callback._every_n_train_steps for callback in cli.trainer.checkpoint_callbacks] == [7]
     assert cli.trainer.progress_bar_callback is None
+
+
+def test_training_shows_rewards_and_pace_unless_told_otherwise(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(train(["--config=dpo.yaml"], run=False).trainer.progress_bar_callback, RichProgress)
+    lines = "--trainer.callbacks+=lit_align.callbacks.ProgressLines"
+    assert type(train(["--config=dpo.yaml", lines], run=False).trainer.progress_bar_callback) is ProgressLines
+    assert main(["fit", "--config", "dpo.yaml", *FAST]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert re.match(r"step \d+/\d+  \d+ s  [\d,]+ tokens/s  loss [\d.]+  rewards/chosen ", line)
 
 
 def test_python_gives_a_mapping(here: Path) -> None:
