@@ -11,6 +11,7 @@ from torch.autograd import Function
 from lit_align.batches import Forest
 from lit_align.outputs import LossOutput
 from lit_align.scoring.head_gradient import HeadGradient
+from lit_align.scoring.loss_scale import scaled_losses
 
 
 def micro_batches(batch: Forest, tokens: int | None) -> list[Forest]:
@@ -72,11 +73,16 @@ def run_parts(module: Any, batch: Forest, batch_idx: int, logging: bool) -> list
         _forget_gradients(module, batch_idx)
     for _ in range(spare):
         _backward_now(module, parts[0], logging, share=0.0)
-    with _one_head_gradient(module.policy, len(parts)) as gradient:
+    with scaled_losses(_loss_scale(module)), _one_head_gradient(module.policy, len(parts)) as gradient:
         outputs = [_backward_now(module, part, logging) for part in parts[:-1]]
         gradient.last = True
         outputs.append(module._run(parts[-1], logging))
     return outputs
+
+
+def _loss_scale(module: Any) -> float:
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _backward_now(module: Any, part: Forest, logging: bool, share: float = 1.0) -> LossOutput:

@@ -144,10 +144,10 @@ class FusedLoss(torch.autograd.Function):
         if ctx.spent:
             raise RuntimeError("a fused loss can be differentiated once: its gradients are given away")
         ctx.spent = True
-        found = ctx.saved_tensors
+        found, scale = ctx.saved_tensors, ctx.gradient.relative(grad)
         # In place: the buffers are nobody else's, and one of them may be the size of the vocabulary.
         grads = [
-            None if g is None or i == 1 else scaled(g, grad).to(dtype)
+            None if g is None or i == 1 else scaled(g, scale).to(dtype)
             for i, (g, dtype) in enumerate(zip(found, ctx.dtypes, strict=True))
         ]
         if found[1] is not None:
@@ -270,7 +270,7 @@ class HeadWork:
             slopes = torch.autograd.grad(output.total, list(leaves.values()), allow_unused=True)
         found = dict(zip(leaves, slopes, strict=True))
         if self.d_values is not None and found["values"] is not None:
-            self.d_values[start:end] = found["values"]
+            self.d_values[start:end] = found["values"] * self.gradient.loss_scale
         d_logps = torch.zeros_like(leaves["logps"]) if found["logps"] is None else found["logps"]
         if found.get("entropy") is None:
             return output, _Slopes(d_logps)
@@ -311,6 +311,9 @@ class HeadWork:
             grads.mul_(self.head.scale)
         if cap_slope is not None:
             grads.mul_(cap_slope)
+        if self.gradient.loss_scale != 1.0:
+            # Before they are rounded: small ones are none in float16.
+            grads.mul_(self.gradient.loss_scale)
         narrow = grads.to(self.dtype)
         if self.d_hidden is not None:
             self.d_hidden[a:b] = narrow @ self.weight

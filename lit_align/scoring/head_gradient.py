@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_align.scoring.loss_scale import loss_scale
+
 
 class HeadGradient:
     """The gradient of a head's weight ``[V, D]`` over the micro-batches of a step.
@@ -22,22 +24,25 @@ class HeadGradient:
         buffer: the sum so far; ``None`` before the first micro-batch.
         last: whether the next backward pass hands the sum over to autograd, or leaves it here.
         shared: whether an embedding comes behind, that has something to add.
+        loss_scale: what the buffers hold is the gradient of this multiple of the loss.
     """
 
     def __init__(self) -> None:
         self.buffer: Tensor | None = None
         self.last = True
         self.shared = False
+        self.loss_scale = loss_scale()
         self._scale: Tensor | None = None
 
     def hand_over(self, found: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What the backward pass of the head returns for its weight.
 
         Args:
-            found: the buffer, in the units of the loss.
+            found: the buffer, in the units of the loss times :attr:`loss_scale`.
             scale: derivative of what is minimised by the loss.
             dtype: of the weight.
         """
+        scale = self.relative(scale)
         if not self.last:
             self.buffer, self._scale = found, scale
             return None
@@ -45,6 +50,10 @@ class HeadGradient:
         # Whoever still holds the tensor when it becomes ``.grad`` makes autograd copy it.
         self.buffer, self._scale = result if self.shared else None, None
         return result
+
+    def relative(self, scale: Tensor) -> Tensor:
+        """What the buffers are still to be multiplied by for a derivative of ``scale`` by the loss."""
+        return scale if self.loss_scale == 1.0 else scale / self.loss_scale
 
     def add_rows(self, ids: Tensor, grads: Tensor) -> bool:
         """Add the gradient of an embedding that shares the weight; ``False`` where no head came before."""
@@ -74,6 +83,9 @@ def scaled(values: Tensor, scale: Tensor) -> Tensor:
     # Elsewhere than on the host, to look at the number costs more than the pass.
     if scale.is_cpu and scale.item() == 1.0:
         return values
+    if values.dtype == torch.float16:
+        # A scale above 65504 is infinite there.
+        return values.copy_(values.float().mul_(scale))
     return values.mul_(scale.to(values.dtype))
 
 

@@ -1,11 +1,12 @@
-"""Training in the trainer's true precisions: weights are converted, batches are not."""
+"""Training in the trainer's precisions: true ones convert weights and no batches, float16 scales its loss."""
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from lit_align.algorithms.dpo import DPO
+from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.precision import keep_forests
 from lit_align.algorithms.reward import RewardModel
 from lit_align.algorithms.sft import SFT
@@ -18,7 +19,7 @@ def pairs() -> Forest:
     return Forest.from_lists([row[:9] for row in ids], [[row[9:20], row[20:]] for row in ids])
 
 
-def make(name: str):
+def make(name: str, **arguments):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -31,7 +32,7 @@ def make(name: str):
     )
     if name == "reward":
         return RewardModel(LlamaForSequenceClassification(config))
-    return {"sft": SFT, "dpo": DPO}[name](LlamaForCausalLM(config))
+    return {"sft": SFT, "dpo": DPO}[name](LlamaForCausalLM(config), **arguments)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
@@ -55,3 +56,30 @@ def test_batches_keep_their_precision_and_others_do_not():
     batch = pairs()
     assert plugin.convert_input(batch) is batch
     assert plugin.convert_input(torch.zeros(1)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("parts", [None, 300])
+def test_mixed_float16_gives_the_gradients_of_float32(one_step, name, parts):
+    """Also small ones: β = 1e-4 makes the derivatives of DPO's loss 5e-5, whose products float16 loses."""
+    arguments = {"optim": OptimConfig(micro_batch_tokens=parts)}
+    if name == "dpo":
+        arguments["beta"] = 1e-4
+    plain = one_step(make(name, **arguments), [pairs()])
+    scale = 2.0**10 if name == "sft" else 2.0**16
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    mixed = MixedPrecision("16-mixed", "cpu", scaler)
+    run = one_step(make(name, **arguments), [pairs()], plugins=[mixed])
+    assert scaler.get_scale() == scale
+    assert run.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-3)
+    for key, grad in plain.grads.items():
+        assert (run.grads[key] - grad).norm() < 0.01 * grad.norm(), key
+
+
+def test_a_step_that_float16_cannot_hold_is_left_out_and_the_scale_lowered(one_step):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    module = make("sft")
+    before = {n: p.detach().clone() for n, p in module._given[0].named_parameters()}
+    one_step(module, [pairs()], plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert scaler.get_scale() == 2.0**29
+    assert all(torch.equal(p, before[n]) for n, p in module.policy.model.named_parameters())
