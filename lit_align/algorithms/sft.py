@@ -24,7 +24,8 @@ class SFT(AlignModule):
         tokenizer: name, directory or object; by default the policy's own.
         loss: ``nll``, or ``dft``: each token's loss is scaled by its probability (arXiv 2508.05629).
         neftune_alpha: uniform noise on the embeddings while training (arXiv 2310.05914), 5 to 15.
-        router_loss_weight: weight of the load-balancing loss of a mixture of experts; 0 leaves it out.
+        router_loss_weight: weight of the load-balancing loss of a mixture of experts; 0 leaves it out. It is
+            not to be had with ``optim.micro_batch_tokens``.
         lr: learning rate at the end of the warm-up.
         optim: optimiser and schedule.
         loss_average: see :class:`AlignModule`.
@@ -46,6 +47,12 @@ class SFT(AlignModule):
         self.save_hyperparameters(arguments)
         if loss not in _LOSSES:
             raise ValueError(f"loss is {loss!r}; SFT has {', '.join(_LOSSES)}")
+        if router_loss_weight and self.optim.micro_batch_tokens is not None:
+            raise ValueError(
+                "router_loss_weight weighs a product of averages over the whole batch, which the parts of "
+                "optim.micro_batch_tokens do not add up to: leave one of the two out (a smaller batch_size "
+                "with accumulate_grad_batches also saves memory)"
+            )
         self.token_loss = _LOSSES[loss]
         self.neftune_alpha = neftune_alpha
         self.router_loss_weight = router_loss_weight

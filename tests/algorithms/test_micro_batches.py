@@ -120,6 +120,14 @@ def test_averages_of_batches_cannot_be_cut():
         OptimConfig(micro_batch_tokens=0)
 
 
+def test_a_router_loss_cannot_be_cut():
+    """Its value for two halves of a batch is not that of the batch, so parts would be another loss."""
+    with pytest.raises(ValueError, match=r"router_loss_weight .*micro_batch_tokens do not add up to"):
+        make("sft", 40, router_loss_weight=0.01)
+    make("sft", None, router_loss_weight=0.01)
+    make("sft", 40)
+
+
 def test_the_head_gradient_reaches_autograd_once(one_step, monkeypatch):
     """One buffer of the head's size, whatever the number of parts, handed over by the last of them."""
     handed, buffers = [], set()
