@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_align.datamodules.bad_rows import BadRow, DataError, shown
 from lit_align.datamodules.columns import Message
+from lit_align.runtime.chat_template import EndlessTemplate, apply_template, bounded, template_name
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 #: Text that a reasoning template may leave out of earlier turns.
@@ -57,25 +58,28 @@ class ChatRenderer:
 
         Raises:
             BadRow: the template refuses them.
+            DataError: the template does not end.
         """
         self._require_template()
         try:
-            # tokenize=False and a single conversation: a string comes back.
-            text: str = self.tokenizer.apply_chat_template(
+            return apply_template(
+                self.tokenizer,
                 [_bare(m) for m in messages],
-                tools=conversation.tools,
+                conversation.where,
                 chat_template=self.template,
+                tools=conversation.tools,
                 add_generation_prompt=prompt,
-                tokenize=False,
                 **(conversation.template_options or {}),
             )
+        except EndlessTemplate as error:
+            # Not one row's fault: the next would take as long.
+            raise DataError(str(error)) from error
         except Exception as error:
             # A template is somebody's program, and fails in whatever way it likes.
             roles = ", ".join(str(m["role"]) for m in messages) or "none"
             raise BadRow(
                 conversation.where, f"the chat template refuses messages with the roles {roles}: {error}"
             ) from error
-        return text
 
     def pieces(self, conversation: Conversation, first: int = 0) -> tuple[str, list[tuple[str, float]]]:
         """Cut a rendered conversation into a prompt and the pieces behind it.
@@ -178,19 +182,9 @@ class ChatRenderer:
             self._marks = bool(_GENERATION_TAG.search(self._require_template()))
         if not self._marks:
             return None
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered, indices = render_jinja_template(
-            [[_bare(m) for m in conversation.messages]],
-            tools=conversation.tools,
-            chat_template=self._require_template(),
-            return_assistant_tokens_mask=True,
-            **self._variables(),
-            **(conversation.template_options or {}),
-        )
-        marks = [(a, b) for a, b in indices[0] if b > a]
+        rendered, marks = self._rendered_with_marks(conversation)
         everyone = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-        if rendered[0] != text or len(marks) != len(everyone):
+        if rendered != text or len(marks) != len(everyone):
             # Marks that do not stand for one assistant message each cannot be given its weight.
             return None
         spans = []
@@ -207,6 +201,29 @@ class ChatRenderer:
                 return None
             spans.append((start, self._trimmed(text, start, end)))
         return spans
+
+    def _rendered_with_marks(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        marks: list[tuple[int, int]] = []
+
+        def render() -> str:
+            rendered, indices = render_jinja_template(
+                [[_bare(m) for m in conversation.messages]],
+                tools=conversation.tools,
+                chat_template=self._require_template(),
+                return_assistant_tokens_mask=True,
+                **self._variables(),
+                **(conversation.template_options or {}),
+            )
+            marks.extend((a, b) for a, b in indices[0] if b > a)
+            return str(rendered[0])
+
+        name = template_name(self.tokenizer, self.template)
+        try:
+            return bounded(name, self._require_template(), conversation.where, render), marks
+        except EndlessTemplate as error:
+            raise DataError(str(error)) from error
 
     def _ends(self, span: str) -> bool:
         return any(span.rstrip().endswith(token) for token in self._special_tokens)

@@ -8,6 +8,7 @@ from torch import nn
 
 from lit_align.models.config import ModelConfig
 from lit_align.models.sources import resolve
+from lit_align.runtime.chat_template import EndlessTemplate, apply_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,12 +124,17 @@ def missing_stop(
     Args:
         tokenizer: with or without a chat template.
         also_stops: further ids at which the model's generation stops.
+
+    Raises:
+        EndlessTemplate: the template does not end.
     """
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = apply_template(tokenizer, messages, "a plain exchange")
+    except EndlessTemplate:
+        raise
     except Exception as error:
         # A template is somebody's program, and fails in whatever way it likes.
         return f"the chat template could not be checked for the EOS: it refuses a plain exchange ({error})"

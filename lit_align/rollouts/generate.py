@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.runtime.chat_template import apply_template
 from lit_align.runtime.seeds import derive
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, index: i
             raise ValueError(
                 f"prompt {index} is a conversation, but the tokenizer has no chat template; give text"
             )
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        text = apply_template(tokenizer, prompt, f"prompt {index}", add_generation_prompt=True)
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(f"prompt {index} is empty: there is nothing to continue")

@@ -11,6 +11,7 @@ from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, nearest
 from lit_align.rewards.inputs import RewardError, RewardInputs
 from lit_align.rollouts.reward_config import RewardConfig
+from lit_align.runtime.chat_template import apply_template
 from lit_align.scoring.policy import RewardScorer
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RewardModelJudge(nn.Module):
         cut: dict[str, Any] = {"truncation": longest is not None, "max_length": longest}
         if not isinstance(prompt, str) and own.chat_template:
             messages = [*prompt, {"role": "assistant", "content": reply}]
-            rendered = own.apply_chat_template(messages, tokenize=False)
+            rendered = apply_template(own, messages, "a completion to be judged")
             # The template has written the special tokens already.
             return list(own(rendered, add_special_tokens=False, **cut)["input_ids"])
         ids = list(own(text, **cut)["input_ids"])

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from lit_align.datamodules.bad_rows import BadRow
+from lit_align.datamodules.bad_rows import BadRow, DataError
 from lit_align.datamodules.chat import ChatRenderer, Conversation
 from lit_align.models.tokenizers import load_tokenizer, missing_stop
+from lit_align.rollouts.generate import encode_prompt
+from lit_align.runtime import chat_template
+from lit_align.runtime.chat_template import EndlessTemplate
 
 TEMPLATES = [
     "{{ cycler.__init__.__globals__.os.system('MARK') }}",
@@ -27,7 +30,7 @@ TEMPLATES = [
     "{{ messages.append({'role': 'system', 'content': 'MARK'}) }}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}{{ os.system('MARK') }}",
-    "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}",
+    "{% for i in range(1000000000) %}{{ i }}{% endfor %}",
     "{{ tools.__class__ }}{{ bos_token.__class__.__init__.__globals__ }}",
 ]
 MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
@@ -48,3 +51,58 @@ def test_a_template_reaches_no_code(template: str, marks: Any) -> None:
     # The look at a tokenizer before training goes the same way.
     tokenizer.chat_template = template.replace("MARK", marks.shell)
     missing_stop(tokenizer)
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP.replace("BODY", ""),
+        LOOP.replace("BODY", "{% set x = i * j %}"),
+        LOOP.replace("BODY", "{% generation %}{% endgeneration %}"),
+        "{% macro again() %}"
+        + LOOP.replace("BODY", "{{ i | string | length }}")
+        + "{% endmacro %}{{ again() }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("data.jsonl, row 7", [dict(message) for message in MESSAGES])
+    # Not a bad row, which could be left out: every row would take as long.
+    with pytest.raises(
+        DataError, match=r"data.jsonl, row 7: the chat template given for \S+ was stopped"
+    ) as found:
+        ChatRenderer(tokenizer, template).pieces(conversation)
+    assert not isinstance(found.value, BadRow)
+    tokenizer.chat_template = template
+    with pytest.raises(EndlessTemplate, match="prompt 3: the chat template"):
+        encode_prompt(tokenizer, MESSAGES[:1], 3)
+    with pytest.raises(EndlessTemplate, match="a plain exchange: the chat template"):
+        missing_stop(tokenizer)
+
+
+@pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}", "{% set x = messages | length ** 2 %}"])
+def test_powers_are_refused(template: str) -> None:
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
+    with pytest.raises(DataError, match=r"computes a power \(\*\*\)"):
+        ChatRenderer(tokenizer, template).render(conversation, conversation.messages)
+
+
+def test_stars_in_text_and_named_arguments_are_no_powers() -> None:
+    template = "**bold** {{ dict(**{'a': 1}).a }} {{ '2 ** 3' }}{{ messages[0].content }}"
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
+    text = ChatRenderer(tokenizer, template).render(conversation, conversation.messages)
+    assert text == "**bold** 1 2 ** 3Hello"
+
+
+def test_a_template_that_writes_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "CHARACTERS", 1000)
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
+    with pytest.raises(DataError, match=r"row 1: .* wrote 3,000 characters, more than 1,000"):
+        ChatRenderer(tokenizer, "{{ 'abc' * 1000 }}").render(conversation, conversation.messages)

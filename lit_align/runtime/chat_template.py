@@ -1,0 +1,108 @@
+"""Chat templates are somebody's programs: each has a time to end in, and a size to stay in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from lit_align.runtime.time_limit import OutOfTime, within
+
+#: A rendering takes milliseconds; so long only one that does not end.
+SECONDS = 10.0
+#: Characters of a rendering, at most; far above any model's context.
+CHARACTERS = 50_000_000
+
+
+class EndlessTemplate(ValueError):
+    """A chat template does not end, or writes more than anybody reads."""
+
+
+def apply_template(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    where: str,
+    chat_template: str | None = None,
+    **options: Any,
+) -> str:
+    """A conversation as text, within :func:`bounded`.
+
+    Args:
+        tokenizer: of transformers.
+        messages: one conversation.
+        where: what it is, for the error.
+        chat_template: instead of the tokenizer's own.
+        options: further ones of ``apply_chat_template``.
+
+    Raises:
+        EndlessTemplate: the template goes beyond a limit.
+        Exception: what it raises.
+    """
+
+    def render() -> str:
+        # tokenize=False and a single conversation: a string comes back.
+        text: str = tokenizer.apply_chat_template(
+            list(messages), chat_template=chat_template, tokenize=False, **options
+        )
+        return text
+
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {None: own}
+    # A tokenizer with several chooses by name, or by what it is given besides.
+    text = "\n".join(map(str, named.values())) if chat_template is None else named.get(chat_template)
+    return bounded(template_name(tokenizer, chat_template), text or str(chat_template), where, render)
+
+
+def template_name(tokenizer: Any, chat_template: str | None) -> str:
+    """What errors call a template: the tokenizer's, or one that was given instead."""
+    return f"the chat template {'of' if chat_template is None else 'given for'} {tokenizer.name_or_path}"
+
+
+def bounded(name: str, template: str, where: str, render: Callable[[], str]) -> str:
+    """Render a template, which transformers does in a sandbox, within limits of time and size.
+
+    Args:
+        name: of the template, for the error; see :func:`template_name`.
+        template: its text.
+        where: what is rendered, for the error.
+        render: renders it.
+
+    Raises:
+        EndlessTemplate: it goes beyond a limit.
+        Exception: what the template raises.
+    """
+    if _has_powers(template):
+        # 9 ** 9 ** 9 is one operation, which nothing stops.
+        raise EndlessTemplate(
+            f"{name} computes a power (**), which a chat template has no use for and "
+            "which may take for ever: give another with chat_template"
+        )
+    try:
+        text = within(SECONDS, render)
+    except OutOfTime:
+        raise EndlessTemplate(
+            f"{where}: {name} was stopped after {SECONDS:g} s; a rendering takes "
+            "milliseconds. Look at its loops, or give another with chat_template"
+        ) from None
+    if len(text) > CHARACTERS:
+        raise EndlessTemplate(
+            f"{where}: {name} wrote {len(text):,} characters, more than "
+            f"{CHARACTERS:,}. Look at its loops, or give another with chat_template"
+        )
+    return text
+
+
+@cache
+def _has_powers(template: str) -> bool:
+    if "**" not in template:
+        return False
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        tokens = [t for t in Environment().lex(template) if t[1] != "whitespace"]
+    except TemplateSyntaxError:
+        return False  # whoever renders it says so
+    # After a bracket or a comma it hands on arguments by name.
+    return any(
+        kind == "operator" and text == "**" and before[2] not in ("(", ",")
+        for before, (_, kind, text) in pairwise(tokens)
+    )
