@@ -32,6 +32,7 @@ from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardsLike
 from lit_align.rollouts.sampling import Sampling
+from lit_align.runtime.agreement import gathered
 from lit_align.scoring.references import Reference
 
 
@@ -69,7 +70,8 @@ class GRPO(OnPolicy):
         kl_correction: make the KL estimate, on tokens of the old policy, one of the present policy.
         mask_truncated: leave completions that were cut off at their limit out of the loss (DAPO's overlong
             filtering).
-        top_entropy: learn from this share of the tokens, those with the highest entropy.
+        top_entropy: learn from this share of the tokens of each minibatch, over all processes: those with
+            the highest entropy.
         entropy_coefficient: weight of the entropy bonus.
         entropy_target: steer the entropy bonus to this many nats per token instead.
         off_policy_threshold: leave out bad completions from which the policy has moved away by this much, in
@@ -238,7 +240,9 @@ class GRPO(OnPolicy):
         kept = None
         if self.top_entropy < 1:
             assert scores.entropy is not None
-            threshold = entropy_threshold(scores.entropy, tokens.mask, top=self.top_entropy)
+            # By hand each process is on its own, and need not be here when another is.
+            gather = None if self._trainer is None else gathered
+            threshold = entropy_threshold(scores.entropy, tokens.mask, top=self.top_entropy, gather=gather)
             kept = high_entropy_mask(scores.entropy, tokens.mask, threshold)
         if self.off_policy_threshold is not None:
             given = (tokens.logps, tokens.old_logps, tokens.advantages, tokens.mask, tokens.sequence)

@@ -4,6 +4,8 @@ These masks take the policy term away and leave the KL term: what should not be 
 forgotten.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,16 +46,19 @@ def off_policy_mask(
     return ~((advantages < 0) & (drift > threshold)[sequence])
 
 
-def entropy_threshold(entropies: Tensor, mask: Tensor, *, top: float) -> Tensor:
+def entropy_threshold(
+    entropies: Tensor, mask: Tensor, *, top: float, gather: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """The entropy that a given share of the tokens reaches.
 
     Wang et al., "Beyond the 80/20 rule" (arXiv 2506.01939): the ``1 - ρ`` quantile over all tokens of the
     batch.
 
     Args:
-        entropies: ``[N]`` in nats; of all processes, where there are several.
+        entropies: ``[N]`` in nats.
         mask: ``[N]`` non-zero where the policy chose the token.
         top: ρ, share of the tokens to keep, above 0 and at most 1.
+        gather: puts the entropies of all processes together, where there are several.
 
     Returns:
         Scalar, linearly interpolated between tokens; ``inf`` where no token counts.
@@ -64,6 +69,8 @@ def entropy_threshold(entropies: Tensor, mask: Tensor, *, top: float) -> Tensor:
     if not 0 < top <= 1:
         raise ValueError(f"entropy_threshold: top must be above 0 and at most 1, got {top}")
     counted = entropies.detach()[mask != 0]
+    if gather is not None:
+        counted = gather(counted)
     if not len(counted):
         return entropies.new_tensor(torch.inf)
     # torch.quantile refuses more than 16M values; a sort does not.

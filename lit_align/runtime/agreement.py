@@ -1,10 +1,11 @@
-"""What all processes have to agree on before they go on: a value, or that one of them has failed."""
+"""What all processes have to know before they go on: a value, each other's values, that one has failed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,6 +37,22 @@ def of_zero(value: T) -> T:
     torch.distributed.broadcast_object_list(told, src=0)
     found: T = told[0]
     return found
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The values ``[n]`` of all processes, one process after another; ``n`` may differ. Collective."""
+    if not several():
+        return values
+    world = torch.distributed.get_world_size()
+    count = torch.tensor([len(values)], device=values.device)
+    counts = [torch.empty_like(count) for _ in range(world)]
+    torch.distributed.all_gather(counts, count)
+    lengths = torch.cat(counts).tolist()
+    padded = values.new_zeros(max(lengths))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Process zero fails where the other does not; each process saves what it raised.
 
-Arguments: ``handover|reward FOLDER``.
+Arguments: ``handover|reward FOLDER``. Before that, they tell each other unequally many values.
 """
 
 import os
@@ -18,6 +18,7 @@ from lit_align.models.config import ModelConfig
 from lit_align.rewards.inputs import RewardError
 from lit_align.rollouts.http_json import JsonClient
 from lit_align.rollouts.weight_handover import CheckpointHandover
+from lit_align.runtime.agreement import gathered
 from lit_align.scoring.policy import Policy
 
 
@@ -45,6 +46,9 @@ def run(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
     distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    mine = torch.arange(3.0) if rank == 0 else torch.tensor([7.0])
+    assert gathered(mine).tolist() == [0.0, 1.0, 2.0, 7.0]
+    assert gathered(mine[rank:0]).tolist() == []
     try:
         {"handover": handover, "reward": reward}[kind](folder)
     except Exception as error:

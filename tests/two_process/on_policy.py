@@ -52,6 +52,8 @@ def build(algorithm: str) -> L.LightningModule:
         return A2C(**common, whiten_advantages=True)
     if algorithm == "grpo":
         return GRPO(**common, completions=3, beta=0.1, num_epochs=2, advantages="gdpo", entropy_target=3.0)
+    if algorithm == "grpo_top_entropy":
+        return GRPO(**common, completions=3, top_entropy=0.3)
     if algorithm == "dynamic":
         return GRPO(**common, completions=3, num_epochs=2, dynamic_sampling=3)
     if algorithm == "rloo":

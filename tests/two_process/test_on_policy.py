@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-DDP = ["ppo", "ppo_critic", "ppo_lora", "ppo_stopped", "a2c", "grpo", "rloo", "reinforce_pp"]
+DDP = ["ppo", "ppo_critic", "ppo_lora", "ppo_stopped", "a2c", "grpo", "grpo_top_entropy", "rloo", "reinforce_pp"]
 
 
 @pytest.mark.slow
