@@ -126,11 +126,6 @@ class ActorCriticModule(OnPolicy):
 
     def attach(self) -> None:
         """Also build a critic of its own."""
-        if self.kl.estimator == "full" and self.device_mesh is not None:
-            raise ValueError(
-                "kl.estimator: full looks into models, whose weights are spread over processes here: take "
-                "k1, k2, k3 or abs, or the ddp strategy"
-            )
         super().attach()
         if self._given_critic is None:
             return

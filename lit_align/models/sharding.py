@@ -54,7 +54,7 @@ def shard(scorer: nn.Module, mesh: DeviceMesh) -> None:
     frozen = not any(p.requires_grad for p in scorer.parameters())
     fully_shard(scorer, mesh=mesh, reshard_after_forward=True if frozen else None)
     # Called from outside, by heads that stand beside the scorer, with whole weights too.
-    for method in ("token_states", "last_states"):
+    for method in ("token_states", "last_states", "scored_logits"):
         register_fsdp_forward_method(scorer, method)
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lit_align.batches import Forest
 from lit_align.functional.kl import full
-from lit_align.scoring import flat, padded
+from lit_align.scoring import padded
 from lit_align.scoring.divergence_head import divergence_loss
 from lit_align.scoring.head import Head, plain_head
 from lit_align.scoring.policy import Policy
@@ -18,7 +19,8 @@ from lit_align.scoring.reference_base import Reference
 def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature: float = 1.0) -> Tensor:
     """``KL(π ‖ π_ref)`` of the distributions that predict each completion token, in nats.
 
-    In the flat layout tile by tile, without the logits of either model.
+    In the flat layout tile by tile, without the logits of either model. Weights that are spread over processes
+    are gathered: layer by layer for the states, and the heads, one after another. Then all processes call it.
 
     Args:
         policy: π.
@@ -32,7 +34,9 @@ def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature:
     Raises:
         ValueError: the reference has no weights.
     """
-    if not batch.weights.any():
+    spread = any(isinstance(p, DTensor) for p in policy.parameters())
+    # Where weights are gathered, a process without tokens takes its part in that.
+    if not spread and not batch.weights.any():
         return torch.zeros_like(batch.weights)
     own = _predictions(policy, batch, temperature)
     with reference.using() as scorer:
@@ -49,12 +53,19 @@ def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature:
 
 def _predictions(scorer: Policy, batch: Forest, temperature: float) -> tuple[Tensor, Head | None]:
     """States and head, or logits and ``None`` where the head is more than one matrix."""
-    model: Any = scorer.model
-    layout = scorer.flat_layout(batch)
-    head = plain_head(padded.base_model(model), temperature)
-    if layout is not None and head is not None:
-        return flat.hidden_states(model, layout)[layout.predictors], head
-    return padded.scored_logits(model, batch)[0] / temperature, None
+    base: Any = padded.base_model(scorer.model)
+    if plain_head(base) is None or scorer.flat_layout(batch) is None:
+        return scorer.scored_logits(batch) / temperature, None
+    states, _ = scorer.token_states(batch)
+    # Asked for anew, since gathering may have put other tensors in the place of the weights.
+    head = plain_head(base, temperature)
+    assert head is not None
+    bias = None if head.bias is None else _whole(head.bias)
+    return states, head._replace(weight=_whole(head.weight), bias=bias)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _logits(found: tuple[Tensor, Head | None]) -> Tensor:

@@ -75,6 +75,10 @@ class Scorer(nn.Module):
             return flat.hidden_states(self.model, layout, layout.predictors), layout.scored
         return padded.predicting_states(self.model, batch)
 
+    def scored_logits(self, batch: Forest) -> Tensor:
+        """``[M, V]`` logits that predict the tokens that weigh something; all at once, and padded."""
+        return padded.scored_logits(self.model, batch)[0]
+
     def last_states(self, batch: Forest) -> Tensor:
         """``[C, D]`` states of the last layer at the last token of each document."""
         layout = self.flat_layout(batch)

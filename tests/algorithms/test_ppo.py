@@ -400,10 +400,3 @@ def test_an_unscored_completion_is_in_no_divergence():
     batch = replace(batch, completion_columns={"finished": torch.ones(2, dtype=torch.bool)})
     _, metrics = judge(module, batch, rewarded([[None], [1.0]]))
     assert metrics["objective/kl"].value.isfinite()
-
-
-def test_the_whole_divergence_is_refused_where_weights_are_spread(monkeypatch):
-    module = build(kl=KLPenalty(estimator="full"))
-    monkeypatch.setattr(PPO, "device_mesh", object())
-    with pytest.raises(ValueError, match="estimator: full"):
-        module.attach()

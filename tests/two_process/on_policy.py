@@ -43,9 +43,13 @@ def build(algorithm: str) -> L.LightningModule:
         return PPO(**ppo, num_epochs=2)
     if algorithm == "ppo_critic":
         return PPO(**ppo, critic="lit-align/tiny", num_epochs=2)
+    lora = {"path": "lit-align/tiny", "lora": {"r": 4}}
     if algorithm == "ppo_lora":
-        lora = {"path": "lit-align/tiny", "lora": {"r": 4}}
         return PPO(**ppo | {"policy": lora}, num_epochs=2)
+    if algorithm == "ppo_full_kl":
+        return PPO(**ppo | {"kl": KLPenalty(0.1, "full", 1.0, 50.0)}, num_epochs=2, bootstrap_truncated=True)
+    if algorithm == "ppo_full_kl_lora":
+        return PPO(**ppo | {"policy": lora, "kl": KLPenalty(0.1, "full")}, critic="adapter", num_epochs=2)
     if algorithm == "ppo_stopped":
         return PPO(**ppo | {"lr": 1e-2}, num_epochs=3, target_kl=1e-9)
     if algorithm == "a2c":

@@ -3,12 +3,23 @@
 import pytest
 import torch
 
-DDP = ["ppo", "ppo_critic", "ppo_lora", "ppo_stopped", "a2c", "grpo", "grpo_top_entropy", "rloo", "reinforce_pp"]
+DDP = [
+    "ppo",
+    "ppo_critic",
+    "ppo_lora",
+    "ppo_stopped",
+    "a2c",
+    "grpo",
+    "grpo_top_entropy",
+    "rloo",
+    "reinforce_pp",
+]
+FSDP = ["ppo", "ppo_critic", "ppo_full_kl", "ppo_full_kl_lora"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algorithm", "strategy"), [(name, "ddp") for name in DDP] + [("ppo", "fsdp"), ("ppo_critic", "fsdp")]
+    ("algorithm", "strategy"), [(name, "ddp") for name in DDP] + [(name, "fsdp") for name in FSDP]
 )
 def test_two_processes_equal_one(forked, algorithm, strategy, tmp_path):
     forked("on_policy", 1, tmp_path, algorithm, strategy, 1, tmp_path / "one.pt")
