@@ -33,6 +33,7 @@ from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardsLike
 from lit_align.rollouts.sampling import Sampling
 from lit_align.runtime.agreement import gathered
+from lit_align.runtime.data_place import data_place
 from lit_align.scoring.references import Reference
 
 
@@ -240,15 +241,22 @@ class GRPO(OnPolicy):
         kept = None
         if self.top_entropy < 1:
             assert scores.entropy is not None
-            # By hand each process is on its own, and need not be here when another is.
-            gather = None if self._trainer is None else gathered
-            threshold = entropy_threshold(scores.entropy, tokens.mask, top=self.top_entropy, gather=gather)
+            threshold = entropy_threshold(
+                scores.entropy, tokens.mask, top=self.top_entropy, gather=self._of_all_processes
+            )
             kept = high_entropy_mask(scores.entropy, tokens.mask, threshold)
         if self.off_policy_threshold is not None:
             given = (tokens.logps, tokens.old_logps, tokens.advantages, tokens.mask, tokens.sequence)
             near = off_policy_mask(*given, tokens.completions, threshold=self.off_policy_threshold)
             kept = near if kept is None else kept & near
         return kept
+
+    def _of_all_processes(self, values: Tensor) -> Tensor:
+        # By hand each process is on its own, and need not be here when another is.
+        if self._trainer is None:
+            return values
+        # Rows that several processes read come as often; sorted, their values stand side by side.
+        return gathered(values).sort().values[:: data_place(self.trainer).copies]
 
     def _run(self, batch: Forest, logging: bool) -> LossOutput:
         output = super()._run(batch, logging)

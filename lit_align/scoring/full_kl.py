@@ -19,8 +19,8 @@ from lit_align.scoring.reference_base import Reference
 def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature: float = 1.0) -> Tensor:
     """``KL(π ‖ π_ref)`` of the distributions that predict each completion token, in nats.
 
-    In the flat layout tile by tile, without the logits of either model. Weights that are spread over processes
-    are gathered: layer by layer for the states, and the heads, one after another. Then all processes call it.
+    In the flat layout tile by tile, without the logits of either model. Weights that are spread over
+    processes are gathered, layer by layer for the states and the heads as a whole; all processes call it.
 
     Args:
         policy: π.

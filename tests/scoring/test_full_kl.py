@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_align.batches import Forest
+from lit_align.scoring.attention import install
 from lit_align.scoring.full_kl import full_kl
 from lit_align.scoring.padded import scored_logits
 from lit_align.scoring.references import FrozenCopy, NoReference
@@ -17,6 +18,7 @@ def test_it_is_the_sum_over_the_vocabulary(make_policy, nudge, pairs, layout, te
     reference.attach(policy)
     nudge(policy, 0.05)
     for scorer in (policy, reference.frozen):
+        assert layout == "padded" or install(scorer.model)
         scorer.layout = layout
     found = full_kl(policy, reference, pairs, temperature=temperature)
     with torch.no_grad():
