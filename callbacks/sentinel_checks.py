@@ -117,10 +117,13 @@ class GradientSpike(Check):
 
 
 class LengthDrift(Check):
-    """Completions twice, or half, as long as at the first three looks."""
+    """Completions twice, or half, as long as at the first three looks, and by more than 8 tokens."""
 
     name = "length_drift"
-    source = "much of what RLHF gains is length (arXiv 2310.03716); a factor of two is our own choice"
+    source = (
+        "much of what RLHF gains is length (arXiv 2310.03716); a factor of two is our own choice, and so are "
+        "8 tokens: greedy completions of 3 tokens grow to 6 in a healthy run of ppo.yaml"
+    )
 
     def look(self, seen: Seen) -> str | None:
         """From completions of fixed prompts, else the metric; memory: which of the two, and the first."""
@@ -137,7 +140,7 @@ class LengthDrift(Check):
             self.memory.append(length)
             return None
         start = median(first)
-        if start / 2 <= length <= start * 2:
+        if start / 2 <= length <= start * 2 or abs(length - start) <= 8:
             return None
         return (
             f"completions have {length:.0f} tokens, {start:.0f} at the start. Look at the longest ones, and "

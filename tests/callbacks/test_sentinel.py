@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
     ),
     "length_drift": (
         _metrics("completions/mean_length", 10, 11, 9, 30),
-        _metrics("completions/mean_length", 10, 11, 9, 19, 6),
+        _metrics("completions/mean_length", 10, 11, 9, 18, 3),
     ),
     "ratio_at_start": (
         _metrics("ratio/first_mean", 1.0, 1.03),
@@ -90,10 +90,23 @@ def test_memory_survives_a_resume(name: str) -> None:
 def test_negative_kl_and_lengths_from_texts() -> None:
     assert "cannot be negative" in str(CHECKS["kl_range"]().look(Seen(metrics={"objective/kl": -1.5})))
     check = CHECKS["length_drift"]()
-    looks = [check.look(Seen(texts=[[1] * length])) for length in (10, 10, 10, 4)]
-    assert looks[:3] == [None] * 3
-    assert "4 tokens, 10 at the start" in str(looks[3])
+    looks = [check.look(Seen(texts=[[1] * length])) for length in (20, 20, 20, 12, 8)]
+    assert looks[:4] == [None] * 4
+    assert "8 tokens, 20 at the start" in str(looks[4])
     assert repeated_share([1, 2, 3]) == 0
+
+
+def test_texts_that_the_policy_did_not_write_may_give_any_estimate() -> None:
+    """The batch of DPO, or a minibatch that was just learned from: k1 is drift there, of either sign."""
+    check = CHECKS["kl_range"]()
+    metrics = {"kl/k1": -1.5, "kl/k1_per_sequence": -20.0, "kl/k3": 0.2, "kl/full": 0.1}
+    assert [check.look(Seen(metrics=metrics)) for _ in range(3)] == [None] * 3
+
+
+def test_short_completions_may_double() -> None:
+    check = CHECKS["length_drift"]()
+    assert [check.look(Seen(texts=[[1] * n])) for n in (3, 3, 3, 6, 11)] == [None] * 5
+    assert "12 tokens, 3 at the start" in str(check.look(Seen(texts=[[1] * 12])))
 
 
 def test_lengths_of_samples_and_of_rollouts_are_not_mixed() -> None:

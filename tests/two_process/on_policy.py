@@ -17,6 +17,7 @@ from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.batches import Forest
 from lit_align.rollouts.sampling import Sampling
+from lit_align.scoring.references import FrozenCopy
 
 STEPS = 5
 
@@ -58,6 +59,10 @@ def build(algorithm: str) -> L.LightningModule:
         return GRPO(**common, completions=3, beta=0.1, num_epochs=2, advantages="gdpo", entropy_target=3.0)
     if algorithm == "grpo_top_entropy":
         return GRPO(**common, completions=3, top_entropy=0.3)
+    if algorithm == "grpo_lora":
+        lora = {"path": "lit-align/tiny", "lora": {"r": 4}}
+        reference = FrozenCopy()
+        return GRPO(**common | {"policy": lora}, completions=2, beta=0.1, num_epochs=2, reference=reference)
     if algorithm == "dynamic":
         return GRPO(**common, completions=3, num_epochs=2, dynamic_sampling=3)
     if algorithm == "rloo":

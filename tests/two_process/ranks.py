@@ -71,7 +71,15 @@ def serve() -> None:
     assert peft
     scripts = {
         name: importlib.import_module(name)
-        for name in ("callbacks", "failures", "on_policy", "rollouts", "sharded", "step")
+        for name in (
+            "callback_faults",
+            "callback_runs",
+            "failures",
+            "on_policy",
+            "rollouts",
+            "sharded",
+            "step",
+        )
     }
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,7 +1,8 @@
 """A short run with callbacks, of a foreign module or one of ours; rank 0 writes what they found.
 
 Arguments: ``STRATEGY PROCESSES OUT MODULE [CHECKPOINT]``, with ``ddp`` or ``fsdp2``, and ``stranger``,
-``stranger_lora`` or ``dpo_lora``. With a checkpoint of the same the run goes on to step 6.
+``stranger_lora``, ``dpo_lora``, ``grpo_lora`` or ``ppo``; ``..._bare`` runs without what only looks on. With
+a checkpoint of the same the run goes on to step 6.
 """
 
 import json
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import on_policy
 import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +25,7 @@ from lit_align.callbacks import (
     KLTracker,
     MergeAdapters,
     MergeModels,
+    RichProgress,
     Sentinel,
     SyncReference,
     Throughput,
@@ -99,6 +104,15 @@ def ours(processes: int) -> tuple[Any, ...]:
     return module, data
 
 
+def sampling(kind: str, processes: int, rank: int) -> tuple[Any, ...]:
+    """GRPO with adapters, or PPO, and prompts of their own."""
+    module: Any = on_policy.build(kind)
+    rows = on_policy.batches(processes, rank, module.steps_per_rollout, 8 * on_policy.STEPS)
+    held_out = on_policy.batches(processes, rank, 1, 16)
+    loaders: Any = [DataLoader(part, batch_size=None) for part in (rows, held_out)]  # type: ignore[arg-type]
+    return module, *loaders
+
+
 def longer(prompts: Any, firsts: Any, seconds: Any) -> list[float]:
     """The share of the first one in the length of both."""
     sides = zip(firsts, seconds, strict=True)
@@ -121,21 +135,34 @@ def callbacks(kind: str, folder: Path) -> list[Any]:
         ExportHF(folder / "export", every_n_steps=2),
         WeightAverage("ema", 0.5, directory=str(folder / "average")),
         MergeModels(str(folder / "mixed"), "slerp"),
+        RichProgress(seconds=0.0),
     ]
-    if kind != "stranger":
-        found += [
-            KLTracker("adapter_off", None, 1, name="off"),
-            MergeAdapters(str(folder / "merged")),
-            SyncReference(0.5, 1),
-        ]
+    if kind.endswith("lora"):
+        found += [KLTracker("adapter_off", None, 1, name="off"), MergeAdapters(str(folder / "merged"))]
     return found
+
+
+class Weights(L.Callback):
+    """The trained weights at the end, whole."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(module, options=options)
+        if trainer.is_global_zero:
+            torch.save(weights, Path(trainer.default_root_dir) / "trained.pt")
 
 
 def main(strategy: str, processes: int, out: Path, kind: str, checkpoint: str | None = None) -> None:
     torch.set_num_threads(1)
     L.seed_everything(0)
+    bare, kind = kind.endswith("_bare"), kind.removesuffix("_bare")
+    looking = [] if bare else callbacks(kind, out.parent)
+    # It changes what is trained.
+    syncing = [SyncReference(0.5, 1)] if kind.endswith("lora") else []
     # Ours leave frozen weights out of a checkpoint, which Lightning's directories of shards do not allow.
-    sharded: Any = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=kind != "dpo_lora")
+    sharded: Any = ModelParallelStrategy(
+        processes, 1, save_distributed_checkpoint=kind.startswith("stranger")
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -144,17 +171,19 @@ def main(strategy: str, processes: int, out: Path, kind: str, checkpoint: str | 
         val_check_interval=3,
         limit_val_batches=3,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=[] if bare else [CSVLogger(out.parent, "", ""), TensorBoardLogger(out.parent, "", "")],
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=not bare,
         enable_model_summary=False,
         default_root_dir=out.parent,
         use_distributed_sampler=False,
         log_every_n_steps=1,
-        callbacks=callbacks(kind, out.parent),
+        callbacks=[*looking, *syncing, Weights()],
     )
     if kind == "dpo_lora":
         fitted = ours(processes)
+    elif kind in ("grpo_lora", "ppo"):
+        fitted = sampling(kind, processes, trainer.global_rank)
     else:
         tokenizer = load_tokenizer("lit-align/tiny")
         fitted = stranger(tokenizer, processes, trainer.global_rank, kind.endswith("lora"))
