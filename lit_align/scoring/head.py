@@ -25,6 +25,8 @@ from lit_align.scoring.head_gradient import HeadGradient, scaled
 # 256 rows keep the products efficient; a small vocabulary takes more, for the sake of the calls around them.
 ROWS = 256
 LOGITS = 2**20
+# Logits that are worked on while they are in cache.
+PIECE = 2**18
 # An indivisible block (a pair, a group) above this many logits is computed twice instead of being kept.
 LARGEST_BLOCK = 2**27
 # Where p is 0 (a token that cannot occur) log p is held here, so that p log p is 0: exp of it is.
@@ -113,8 +115,24 @@ def head_scores(
         work = HeadWork(hidden, head, targets, statistics, (False, False, False, False))
         step = chunk_rows(len(head.weight))
         spans = [(a, min(a + step, len(targets))) for a in range(0, max(len(targets), 1), step)]
-        found = [work.scores(logits := work.logits(a, b), logits.logsumexp(-1), a, b) for a, b in spans]
+        found = [work.scored(a, b)[1] for a, b in spans]
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
+
+
+def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Write ``exp(z - max z)`` over the logits ``[rows, V]``.
+
+    Returns:
+        ``max z`` and the sums of the exponentials, ``[rows]`` each.
+    """
+    # A few rows at a time stay in cache for all four passes, which takes half the time.
+    step = max(1, PIECE // max(logits.shape[1], 1)) if logits.is_cpu else max(len(logits), 1)
+    largest, sums = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+    for a in range(0, len(logits), step):
+        rows, most = logits[a : a + step], largest[a : a + step]
+        torch.amax(rows, -1, out=most)
+        torch.sum(rows.sub_(most[:, None]).exp_(), -1, out=sums[a : a + step])
+    return largest, sums
 
 
 class FusedLoss(torch.autograd.Function):
@@ -193,6 +211,7 @@ class HeadWork:
         if self.fresh_weight:
             self.d_weight = torch.empty_like(head.weight, dtype=self.wide)
         self.d_bias = torch.empty_like(head.bias, dtype=self.wide) if needs[2] else None  # type: ignore[arg-type]
+        self.tile: Tensor | None = None
         self.values = values
         self.d_values = torch.zeros_like(values) if values is not None and needs[3] else None
         self.gradients = any(needs)
@@ -211,13 +230,8 @@ class HeadWork:
         found: list[dict[str, Tensor]] = []
         kept: list[tuple[Tensor | None, Tensor]] = []
         for a, b in spans:
-            logits = self.logits(a, b)
-            if self.powers:
-                logps, norm = self._exponentiate(logits, a, b)
-                found.append({"logps": logps})
-            else:
-                norm = logits.logsumexp(-1)
-                found.append(self.scores(logits, norm, a, b))
+            logits, score, norm = self.scored(a, b)
+            found.append(score)
             kept.append((logits if once else None, norm))
         scores = {name: torch.cat([f[name] for f in found]) for name in found[0]}
         output, slopes = self._differentiate(scores, block, loss)
@@ -227,18 +241,36 @@ class HeadWork:
                 if tile is None:
                     tile = self.logits(a, b)
                     if self.powers:
-                        self._exponentiate(tile, a, b)
+                        exponentiate(tile)
                 self._add_gradients(tile, norm, slopes.rows(a - start, b - start), a, b)
         return output._replace(total=output.total.detach())
 
     def logits(self, a: int, b: int) -> Tensor:
-        """``[b - a, V]`` logits, in float32 at least."""
-        logits = (self.hidden[a:b].to(self.dtype) @ self.weight.T).to(self.wide)
+        """``[b - a, V]`` logits, in float32 at least, which the next call overwrites."""
+        states = self.hidden[a:b].to(self.dtype)
+        if self.tile is None or len(self.tile) < len(states):
+            self.tile = states.new_empty(len(states), len(self.weight))
+        # A tile is the largest tensor there is, and memory that was not touched before comes page by page.
+        logits = torch.mm(states, self.weight.T, out=self.tile[: len(states)]).to(self.wide)
         if self.head.bias is not None:
             logits += self.head.bias
         if self.head.softcap is not None:
             logits.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
         return logits.mul_(self.head.scale) if self.head.scale != 1.0 else logits
+
+    def scored(self, a: int, b: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The tile of rows ``a .. b``, their log-probs and statistics, and the norms ``[b - a]``.
+
+        Without statistics the tile holds exponentials, and the norms are their sums; with, it holds logits,
+        and the norms are the logarithms of the sums.
+        """
+        logits = self.logits(a, b)
+        if not self.powers:
+            norm = logits.logsumexp(-1)
+            return logits, self.scores(logits, norm, a, b), norm
+        chosen = logits.gather(1, self.targets[a:b, None])[:, 0]
+        largest, sums = exponentiate(logits)
+        return logits, {"logps": chosen - largest - sums.log()}, sums
 
     def scores(self, logits: Tensor, lse: Tensor, a: int, b: int) -> dict[str, Tensor]:
         """Log-probs and statistics of rows ``a .. b``."""
@@ -275,13 +307,6 @@ class HeadWork:
         if found.get("entropy") is None:
             return output, _Slopes(d_logps)
         return output, _Slopes(d_logps, found["entropy"], scores["entropy"].detach())
-
-    def _exponentiate(self, logits: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-        # Written over the logits: exp(z - max z). Returns log-probs and sums, [b - a] each.
-        chosen = logits.gather(1, self.targets[a:b, None])[:, 0]
-        largest = logits.amax(-1, keepdim=True)
-        sums = logits.sub_(largest).exp_().sum(-1)
-        return chosen - largest[:, 0] - sums.log(), sums
 
     def _add_gradients(self, tile: Tensor, norm: Tensor, slopes: "_Slopes", a: int, b: int) -> None:
         # d total / d z = d_logp (e_y - p) - d_entropy p (log p + H), written over the tile.

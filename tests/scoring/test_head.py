@@ -278,3 +278,26 @@ def test_a_loss_without_gradient_gives_none():
 def test_chunks_follow_the_vocabulary():
     assert chunk_rows(100_000) == 256
     assert chunk_rows(512) == 2048
+
+
+def test_exponentials_in_pieces(monkeypatch):
+    monkeypatch.setattr(fused, "PIECE", 2 * 50)
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 10
+    tile = logits.clone()
+    largest, sums = fused.exponentiate(tile)
+    assert torch.equal(largest, logits.amax(-1))
+    assert torch.equal(tile, (logits - logits.amax(-1, keepdim=True)).exp())
+    assert torch.allclose(sums, tile.sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("statistics", [frozenset(), frozenset({"entropy"})])
+def test_tiles_that_overwrite_each_other_score_alike(statistics, monkeypatch):
+    states, weight = torch.randn(11, 8), torch.randn(50, 8)
+    targets = torch.arange(11)
+    monkeypatch.setattr(fused, "ROWS", 4)
+    monkeypatch.setattr(fused, "LOGITS", 1)
+    found = head_scores(states, Head(weight), targets, statistics)
+    wanted = (states @ weight.T).log_softmax(-1)
+    assert torch.allclose(found["logps"], wanted.gather(1, targets[:, None])[:, 0], atol=1e-5)
+    if statistics:
+        assert torch.allclose(found["entropy"], -(wanted.exp() * wanted).sum(-1), atol=1e-5)
