@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none, models_in
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
 from lit_align.models.export import critic_parts, save_pretrained_dir
 from lit_align.models.sharding import whole_weights
 
@@ -52,7 +51,6 @@ class ExportHF(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fail before training rather than after it where a model cannot be had."""
-        refuse_fsdp1(trainer, "ExportHF")
         if self._model_name is not None or models_in(pl_module):
             find_model(pl_module, self._model_name)
 

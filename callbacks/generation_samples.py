@@ -11,7 +11,7 @@ from lit_align.callbacks.reporting import log_table
 from lit_align.callbacks.sample_file import SampleFile
 from lit_align.callbacks.sample_table import COLUMNS, Sample, render, table
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_spread
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generator import Generator
 from lit_align.runtime.data_place import data_place
@@ -76,7 +76,7 @@ class GenerationSamples(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a strategy without whole weights."""
-        refuse_fsdp1(trainer, "GenerationSamples")
+        refuse_spread(trainer, "GenerationSamples")
         self._completer = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,7 +17,7 @@ from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adap
 from lit_align.callbacks.prompts import Row, encode_rows, read_rows
 from lit_align.callbacks.reporting import log_histogram, log_now
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1, run_inside
+from lit_align.callbacks.sharding import refuse_spread, run_inside
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.runtime.data_place import data_place
 
@@ -89,7 +89,7 @@ class KLTracker(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch for a checkpoint: the reference is made of the weights before it is loaded."""
-        refuse_fsdp1(trainer, "KLTracker")
+        refuse_spread(trainer, "KLTracker")
         self._model = self._completer = None
         self._cancel = before_restore(pl_module, lambda: self._start(trainer, pl_module))
 

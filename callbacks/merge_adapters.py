@@ -9,7 +9,7 @@ import lightning as L
 from lit_align.callbacks.adapter_mixing import Combination, check_mix, mixed_adapter
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none, is_adapted
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_spread
 from lit_align.callbacks.whole_model import whole_model
 from lit_align.models.export import save_pretrained_dir
 
@@ -57,7 +57,7 @@ class MergeAdapters(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fail before training rather than after it where there is nothing to merge."""
-        refuse_fsdp1(trainer, "MergeAdapters")
+        refuse_spread(trainer, "MergeAdapters")
         self._model(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_align.callbacks.before_restore import before_restore
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none, is_adapted
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_spread
 from lit_align.callbacks.whole_model import whole_model
 from lit_align.functional.merging import linear, slerp, task_arithmetic
 from lit_align.models.build import build_causal_lm
@@ -75,7 +75,7 @@ class MergeModels(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch for a checkpoint: the start is that of the weights before it is loaded."""
         if stage == "fit":
-            refuse_fsdp1(trainer, "MergeModels")
+            refuse_spread(trainer, "MergeModels")
             self._start, self._last = None, -1
             self._cancel = before_restore(pl_module, lambda: self._remember(trainer, pl_module))
 

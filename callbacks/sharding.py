@@ -11,17 +11,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 T = TypeVar("T")
 
 
-def refuse_fsdp1(trainer: Any, owner: str) -> None:
+def refuse_spread(trainer: Any, owner: str) -> None:
     """Say so where a strategy gives no whole weights outside of a step.
 
     Raises:
-        ValueError: under FSDP of the first generation, or DeepSpeed.
+        ValueError: under FSDP of the first generation, or DeepSpeed's ZeRO 3.
     """
-    strategy = type(trainer.strategy).__name__
-    if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if name == "FSDPStrategy" or getattr(strategy, "zero_stage_3", False):
+        what = f"{name}, ZeRO 3," if name != "FSDPStrategy" else name
         raise ValueError(
-            f"{owner} reads the model between steps, and {strategy} has no whole weights there; use "
-            "ModelParallelStrategy (FSDP2) or DDP"
+            f"{owner} reads the model between steps, and {what} has no whole weights there; use fsdp2 "
+            "(ModelParallelStrategy), zero2 or ddp"
         )
 
 

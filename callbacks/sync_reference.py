@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_align.callbacks.model_lookup import find_model, is_adapted, models_in
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import mix_in, refuse_fsdp1, reshard, spread_like, whole
+from lit_align.callbacks.sharding import mix_in, refuse_spread, reshard, spread_like, whole
 from lit_align.scoring.adapters import active_adapter, adapter_tensors
 from lit_align.scoring.frozen_copy import EMA
 from lit_align.scoring.references import Cached
@@ -54,7 +54,7 @@ class SyncReference(L.Callback):
         Raises:
             ValueError: there is no reference, or several, or one that must not move.
         """
-        refuse_fsdp1(trainer, "SyncReference")
+        refuse_spread(trainer, "SyncReference")
         self._schedule.start(trainer)
         for path, child in pl_module.named_modules():
             if isinstance(child, EMA):

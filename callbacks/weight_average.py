@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1, spread_like, trained_weights, whole
+from lit_align.callbacks.sharding import refuse_spread, spread_like, trained_weights, whole
 from lit_align.callbacks.whole_model import whole_model
 from lit_align.models.export import save_pretrained_dir
 
@@ -64,7 +64,7 @@ class WeightAverage(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a strategy without whole weights."""
-        refuse_fsdp1(trainer, "WeightAverage")
+        refuse_spread(trainer, "WeightAverage")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with the weights as they are, unless the run goes on."""

@@ -12,7 +12,7 @@ from lit_align.callbacks.model_lookup import find_model, find_tokenizer, is_adap
 from lit_align.callbacks.prompts import read_rows
 from lit_align.callbacks.reporting import log_now
 from lit_align.callbacks.schedule import Schedule
-from lit_align.callbacks.sharding import refuse_fsdp1
+from lit_align.callbacks.sharding import refuse_spread
 from lit_align.callbacks.sharing import gather, my_chunks
 from lit_align.rollouts.generate import generate_text
 from lit_align.runtime.agreement import together
@@ -84,7 +84,7 @@ class WinRate(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a strategy without whole weights."""
-        refuse_fsdp1(trainer, "WinRate")
+        refuse_spread(trainer, "WinRate")
         self._completer = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

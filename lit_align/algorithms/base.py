@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_align.algorithms.clipping import clip_in_step, forget_scale
@@ -23,6 +22,7 @@ from lit_align.models.tensor_parallel import equalise
 from lit_align.outputs import LossOutput, Metric, merge_outputs
 from lit_align.runtime.data_place import data_place
 from lit_align.runtime.fingerprint import frozen_digest
+from lit_align.runtime.gradients import check_strategy, forget_gradients, scale_gradients
 from lit_align.runtime.trainable import check_base, check_saved, keep_saved, saved_names
 from lit_align.scoring.policy import Scorer
 from lit_align.scoring.value_adapter import ValueAdapter
@@ -172,6 +172,7 @@ class AlignModule(L.LightningModule, ABC):
         """Keep batches out of the trainer's conversions, and forget a window that an exception cut off."""
         keep_forests(self.trainer.precision_plugin)
         if stage == "fit":
+            check_strategy(self.trainer.strategy)
             self._window.clear()
             self._reports = []
             self.zeroed = False
@@ -219,7 +220,7 @@ class AlignModule(L.LightningModule, ABC):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Forget the gradients of the window before, where the parts of a batch have not done so."""
         if not self.zeroed:
-            optimizer.zero_grad()
+            forget_gradients(self.trainer.strategy, optimizer)
         self.zeroed = False
 
     def configure_gradient_clipping(
@@ -323,16 +324,8 @@ class AlignModule(L.LightningModule, ABC):
         # Lightning divides by the accumulation factor, data parallelism by the number of its processes.
         factor = place.size * self.trainer.accumulate_grad_batches
         scale = torch.where(weight > 0, factor / weight, torch.zeros_like(weight))
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
-        if not local:
-            # DeepSpeed keeps gradients to itself; going on would step along a sum instead of an average.
-            raise RuntimeError(
-                "no gradients to average: this strategy keeps them out of the parameters; "
-                "use ddp or ModelParallelStrategy"
-            )
-        torch._foreach_mul_(local, scale)
-        equalise(grads)
+        scale_gradients(self.trainer.strategy, optimizer, scale)
+        equalise(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
     def _log_training(self) -> None:
         for name, value in average(self._reports, self.device).items():

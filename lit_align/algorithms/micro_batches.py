@@ -1,7 +1,7 @@
 """A batch in parts that fit into memory, whose gradients add up to that of the whole."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from lit_align.batches import Forest
 from lit_align.outputs import LossOutput
+from lit_align.runtime.gradients import forget_gradients, steps_together
 from lit_align.scoring.head_gradient import HeadGradient
 from lit_align.scoring.loss_scale import scaled_losses
 
@@ -68,12 +69,17 @@ def run_parts(module: Any, batch: Forest, batch_idx: int, logging: bool) -> list
     if module.score_options(logging=False).get("couples_batch"):
         tokens = None
     parts = micro_batches(batch, tokens)
-    spare = _spare_parts(module, len(parts))
-    if len(parts) + spare > 1:
+    together = steps_together(module.trainer.strategy, module.policy.parameters())
+    spare = _spare_parts(module, len(parts)) if together else 0
+    passes = len(parts) + spare
+    if passes > 1:
         _forget_gradients(module, batch_idx)
     for _ in range(spare):
         _backward_now(module, parts[0], logging, share=0.0)
-    with scaled_losses(_loss_scale(module)), _one_head_gradient(module.policy, len(parts)) as gradient:
+    # Where a pass moves gradients between processes, each has to bring those of all weights.
+    apart = together and passes > 1
+    head = nullcontext(HeadGradient()) if apart else _one_head_gradient(module.policy, len(parts))
+    with scaled_losses(_loss_scale(module)), head as gradient:
         outputs = [_backward_now(module, part, logging) for part in parts[:-1]]
         gradient.last = True
         outputs.append(module._run(parts[-1], logging))
@@ -96,14 +102,14 @@ def _backward_now(module: Any, part: Forest, logging: bool, share: float = 1.0) 
 def _forget_gradients(module: Any, batch_idx: int) -> None:
     # Lightning would do so after the step's first parts have made theirs.
     if batch_idx % module.trainer.accumulate_grad_batches == 0:
-        module.optimizers().zero_grad()
+        forget_gradients(module.trainer.strategy, module.optimizers())
         module.zeroed = True
 
 
 def _spare_parts(module: Any, count: int) -> int:
-    if module.device_mesh is None or module.optim.micro_batch_tokens is None:
+    if module.optim.micro_batch_tokens is None:
         return 0
-    # Sharded weights are gathered together: every process runs as many parts as the one with most.
+    # Sharded weights and gradients move together: every process runs as many parts as the one with most.
     most = module.trainer.strategy.reduce(torch.tensor(count, device=module.device), reduce_op="max")
     return int(most) - count
 

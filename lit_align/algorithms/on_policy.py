@@ -27,6 +27,7 @@ from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardSet, RewardsLike
 from lit_align.rollouts.sampling import Sampling
+from lit_align.rollouts.sharded import check_sampling
 from lit_align.runtime.data_place import data_place
 from lit_align.runtime.seeds import derive
 from lit_align.scoring.policy import Policy
@@ -181,6 +182,7 @@ class OnPolicy(AlignModule):
                 "(rewards: numeric_answer); only step() is given rewards and needs none"
             )
         super().setup(stage)
+        check_sampling(self.trainer.strategy)
         if stage == "fit":
             # A checkpoint is read after this.
             self.buffer.clear()

@@ -34,8 +34,9 @@ from lit_align.rollouts import native as _native  # noqa: F401
 from lit_align.rollouts import server as _server  # noqa: F401
 from lit_align.runtime import run_directory, trust
 
-# Registers the strategy "fsdp2".
+# Register the strategies "fsdp2", "zero2" and "zero3".
 from lit_align.runtime import sharded_strategy as _sharded_strategy  # noqa: F401
+from lit_align.runtime import zero_strategy as _zero_strategy  # noqa: F401
 from lit_align.runtime.offline import go_offline
 from lit_align.scoring.references import Reference
 

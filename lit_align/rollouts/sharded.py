@@ -7,6 +7,7 @@ generation calls the model inside it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,19 @@ def whole_root(
     finally:
         for group in groups:
             group.reshard()
+
+
+def check_sampling(strategy: Any) -> None:
+    """Refuse to sample where weights are not there between the steps of a module.
+
+    Raises:
+        ValueError: under DeepSpeed's ZeRO 3, which gathers them in the ``forward`` of each layer alone.
+    """
+    if getattr(strategy, "zero_stage_3", False):
+        raise ValueError(
+            "completions cannot be sampled under ZeRO 3, whose weights are whole only while a layer of the "
+            "module runs: use --trainer.strategy zero2, fsdp2 or ddp"
+        )
 
 
 def agree(number: int, device: torch.device) -> int:

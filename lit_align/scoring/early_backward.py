@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from lit_align.outputs import LossOutput
+from lit_align.runtime.zero_state import is_partitioned
 
 
 def early_backward(run: Callable[[], LossOutput], parameters: Sequence[Tensor]) -> LossOutput:
@@ -36,7 +37,7 @@ def early_backward(run: Callable[[], LossOutput], parameters: Sequence[Tensor]) 
 
 
 def _needs_the_graph(parameters: Sequence[Tensor]) -> bool:
-    if any(isinstance(p, DTensor) for p in parameters):
+    if any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters):
         return True
     kind = parameters[0].device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.models.config import ModelConfig
+from lit_align.runtime.zero_state import gathered
 from lit_align.scoring.adapters import (
     active_adapter,
     adapter_names_of,
@@ -94,8 +95,9 @@ class EMA(FrozenCopy):
             return
         with torch.no_grad():
             for mine, theirs in self._pairs(policy):
-                # In float32, because (1 - alpha) of a bfloat16 weight is rounded away.
-                mine.copy_(mine.float().lerp(theirs.detach().float(), self.alpha))
+                with gathered(mine, writing=True), gathered(theirs):
+                    # In float32, because (1 - alpha) of a bfloat16 weight is rounded away.
+                    mine.copy_(mine.float().lerp(theirs.detach().float(), self.alpha))
         self.synced_at.fill_(step)
 
     def saved_names(self, own: str = "reference", policy: str = "policy") -> frozenset[str]:

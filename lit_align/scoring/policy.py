@@ -63,6 +63,11 @@ class Scorer(nn.Module):
         # A sliding window is no window for documents that fit into it.
         return None if self._longest is not None and _longest(batch) > self._longest else flat_layout(batch)
 
+    def outside_weights(self) -> list[nn.Parameter]:
+        """Weights that are used while the scorer runs, outside of the modules that hold them: the head's."""
+        head = padded.base_model(self.model).get_output_embeddings()
+        return [] if head is None else list(head.parameters(recurse=False))
+
     def token_states(self, batch: Forest) -> tuple[Tensor, Tensor]:
         """The states in which tokens are chosen.
 

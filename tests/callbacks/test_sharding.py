@@ -10,7 +10,7 @@ from torch import nn
 from lit_align.callbacks.sharding import (
     is_sharded,
     mix_in,
-    refuse_fsdp1,
+    refuse_spread,
     run_inside,
     spread_like,
     trained_weights,
@@ -19,13 +19,16 @@ from lit_align.callbacks.sharding import (
 from lit_align.callbacks.whole_model import whole_model
 
 
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
-def test_strategies_without_whole_weights_are_refused(name: str) -> None:
-    strategy: Any = type(name, (), {})()
-    with pytest.raises(ValueError, match=f"X reads the model between steps, and {name} has no whole weights"):
-        refuse_fsdp1(SimpleNamespace(strategy=strategy), "X")
-    for fine in ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"):
-        refuse_fsdp1(SimpleNamespace(strategy=type(fine, (), {})()), "X")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("FSDPStrategy", "FSDPStrategy has"), ("ZeroStrategy", "ZeroStrategy, ZeRO 3, has")],
+)
+def test_strategies_without_whole_weights_are_refused(name: str, told: str) -> None:
+    strategy: Any = type(name, (), {"zero_stage_3": True})()
+    with pytest.raises(ValueError, match=f"X reads the model between steps, and {told} no whole weights"):
+        refuse_spread(SimpleNamespace(strategy=strategy), "X")
+    for fine in ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "ZeroStrategy"):
+        refuse_spread(SimpleNamespace(strategy=type(fine, (), {})()), "X")
 
 
 def test_mixing() -> None:

@@ -17,6 +17,7 @@ from lit_align.algorithms.optim import OptimConfig
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaping
 from lit_align.batches import Forest
 from lit_align.rollouts.sampling import Sampling
+from lit_align.runtime.zero_strategy import ZeroStrategy
 from lit_align.scoring.references import FrozenCopy
 
 STEPS = 5
@@ -100,7 +101,11 @@ def batches(processes: int, rank: int, repeat: int, rows: int) -> list[Forest]:
 def main(algorithm: str, strategy: str, processes: int, out: str) -> None:
     torch.set_num_threads(1)
     L.seed_everything(3, verbose=False)
-    spread: Any = {"ddp": "ddp", "fsdp": ModelParallelStrategy(processes, 1)}[strategy]
+    spread: Any = strategy
+    if strategy == "fsdp":
+        spread = ModelParallelStrategy(processes, 1)
+    if strategy == "zero2":
+        spread = ZeroStrategy(2)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,

@@ -4,7 +4,9 @@ Reads lines of JSON, ``{"script": "sharded", "arguments": [...], "processes": 2,
 each with the exit statuses of the processes (negative: the signal that ended one).
 """
 
+import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -69,6 +71,10 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     assert peft
+    if importlib.util.find_spec("deepspeed"):
+        # It talks, and standard output is for answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module("deepspeed")
     scripts = {
         name: importlib.import_module(name)
         for name in (

@@ -1,8 +1,8 @@
 """Three optimiser steps under a strategy; process zero saves losses and whole weights, and a checkpoint.
 
 Arguments: ``ALGORITHM STRATEGY PROCESSES OUT [CHECKPOINT]``, the strategy being ``auto``,
-``ddp``, ``lightning`` (its ModelParallelStrategy, one file), ``fsdp2`` (ours, a directory) or ``tensor``
-(ours, the products of each layer split over two).
+``ddp``, ``lightning`` (its ModelParallelStrategy, one file), ``fsdp2`` (ours, a directory), ``tensor``
+(ours, the products of each layer split over two), ``zero2`` or ``zero3``.
 """
 
 import sys
@@ -27,9 +27,11 @@ from lit_align.models.value_head import ValueHeadConfig
 from lit_align.outputs import LossOutput, Metric
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 from lit_align.runtime.sharded_strategy import ShardedStrategy
+from lit_align.runtime.zero_state import gathered, is_partitioned
+from lit_align.runtime.zero_strategy import ZeroStrategy
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.policy import Policy
-from lit_align.scoring.references import AdapterOff, FromPath, FrozenCopy, SharedLayers
+from lit_align.scoring.references import EMA, AdapterOff, FromPath, FrozenCopy, SharedLayers
 from lit_align.scoring.value_adapter import ValueAdapter
 
 # The doctest collector imports scripts too, from elsewhere.
@@ -116,6 +118,8 @@ MODULES = {
     "dpo_copy": lambda: DPO(dict(POLICY), reference=FrozenCopy(), lr=0.03),
     "dpo_lora_off": lambda: DPO(LORA, reference=AdapterOff(), lr=0.003),
     "dpo_lora_copy": lambda: DPO(LORA, reference=FrozenCopy(), lr=0.003),
+    "dpo_ema": lambda: DPO(dict(POLICY), reference=EMA(0.5, interval=1), lr=0.03),
+    "dpo_lora_ema": lambda: DPO(LORA, reference=EMA(0.5, interval=1), lr=0.003),
 }
 
 
@@ -192,21 +196,22 @@ class Keep(L.Callback):
         self.held: dict[str, int] = {}
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.shards = sum(isinstance(p, DTensor) for p in module.parameters())
+        self.shards = sum(isinstance(p, DTensor) or is_partitioned(p) for p in module.parameters())
         if self.shards:
             assert self.shards == len(list(module.parameters()))
         own = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
         self.held = {name: p.numel() for name, p in own.items()}
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        assert not any(is_partitioned(p) and p.numel() for p in module.parameters())
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        whole = {
-            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-            for name, p in module.named_parameters()
-            if p.requires_grad
-        }
+        whole = {}
+        for name, p in module.named_parameters():
+            with gathered(p):
+                if p.requires_grad:
+                    whole[name] = (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         # All processes gather; the first writes.
         if trainer.is_global_zero:
             found = {"weights": whole, "losses": self.losses, "shards": self.shards}
@@ -227,6 +232,9 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         chosen = ShardedStrategy(processes // 2, 2)
     if strategy == "lightning":
         chosen = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
+    if strategy.startswith("zero"):
+        # So that these small weights are spread like large ones.
+        chosen = ZeroStrategy(int(strategy[-1]), persistence_threshold=0)  # type: ignore[arg-type]
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -251,7 +259,10 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
     mine = [batch.select(range(rank * share, (rank + 1) * share)) for batch in batches]
     module = MODULES[algorithm]()
     # SGD, whose step is as exact as the gradient; Adam's blows rounding up where gradients are small.
-    module.optim = OptimConfig(name="torch.optim.SGD", schedule="constant", extra={"momentum": 0.9})
+    parts = module.optim.micro_batch_tokens
+    module.optim = OptimConfig(
+        name="torch.optim.SGD", schedule="constant", micro_batch_tokens=parts, extra={"momentum": 0.9}
+    )
     loader = DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     trainer.save_checkpoint(out.with_suffix(".ckpt"))

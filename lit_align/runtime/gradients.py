@@ -1,0 +1,80 @@
+"""Accumulated gradients, wherever a strategy keeps them: scaled as one, just before they are used."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+@runtime_checkable
+class ScalesGradients(Protocol):
+    """A strategy that keeps gradients out of the parameters, and scales them itself."""
+
+    def scale_gradients(self, scale: Tensor) -> None:
+        """Let the next optimiser step, its clipping included, see the gradients times ``scale``, a scalar."""
+
+    def forget_gradients(self) -> None:
+        """Let go of what backward passes have left."""
+
+
+def scale_gradients(strategy: Any, optimizer: Optimizer, scale: Tensor) -> None:
+    """Multiply the gradients of the window, where the optimiser or the strategy has them.
+
+    Args:
+        strategy: the trainer's.
+        optimizer: about to take its step.
+        scale: scalar; the same on all processes.
+
+    Raises:
+        RuntimeError: there are none, so that the step would go along something else.
+    """
+    if isinstance(strategy, ScalesGradients):
+        strategy.scale_gradients(scale)
+        return
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+    if not local:
+        raise RuntimeError(
+            f"no gradients to average: {type(strategy).__name__} keeps them out of the parameters; use ddp, "
+            "fsdp2, zero2 or zero3"
+        )
+    torch._foreach_mul_(local, scale)
+
+
+def forget_gradients(strategy: Any, optimizer: Any) -> None:
+    """Let go of the gradients of a window, whether a step was taken with them or not.
+
+    Args:
+        strategy: the trainer's.
+        optimizer: whose parameters have them.
+    """
+    optimizer.zero_grad()
+    if isinstance(strategy, ScalesGradients):
+        strategy.forget_gradients()
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies whose gradients cannot be divided by the weight of a window.
+
+    Raises:
+        ValueError: Lightning's own DeepSpeed, or FSDP of the first generation.
+    """
+    if isinstance(strategy, ScalesGradients):
+        return
+    if isinstance(strategy, DeepSpeedStrategy):
+        raise ValueError(
+            "Lightning's DeepSpeedStrategy averages over micro-batches and processes, whatever they weigh: "
+            "use --trainer.strategy zero2 or zero3 (lit_align.runtime.zero_strategy.ZeroStrategy in Python), "
+            "which is DeepSpeed too"
+        )
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError("FSDPStrategy is FSDP of the first generation: use --trainer.strategy fsdp2")
+
+
+def steps_together(strategy: Any, parameters: Iterable[Tensor]) -> bool:
+    """Whether every forward or backward pass waits for all processes, so that all must make equally many."""
+    return isinstance(strategy, ScalesGradients) or any(isinstance(p, DTensor) for p in parameters)

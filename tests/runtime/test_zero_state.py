@@ -1,0 +1,39 @@
+"""Flat parts of weights; tests/two_process/test_zero.py puts real ones together."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_align.runtime.zero_state import Place, ZeroState, gathered, is_partitioned
+
+
+def test_a_part_goes_and_comes_back() -> None:
+    """Three numbers, from the second of a 2 x 3 weight on, are the last three of a flat tensor of five."""
+    flat = torch.zeros(5)
+    place = Place(flat, start=2, first=1, length=3)
+    place.write(flat, torch.arange(6.0).view(2, 3))
+    assert flat.tolist() == [0, 0, 1, 2, 3]
+    whole = torch.zeros(2, 3)
+    place.read(flat, whole)
+    assert whole.tolist() == [[0, 1, 2], [3, 0, 0]]
+
+
+def test_states_that_are_not_one_number_per_weight_are_refused() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 2))
+    flat = torch.zeros(8)
+    base = torch.optim.SGD([weight], lr=1.0)
+    base.state[flat]["row_means"] = torch.zeros(4)
+    zero = SimpleNamespace(optimizer=base, single_partition_of_fp32_groups=[flat])
+    here = SimpleNamespace(start=0, numel=8)
+    weight._hp_mapping = SimpleNamespace(hp_fragment_address=here, lp_fragment_address=here)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="SGD keeps row_means of shape"):
+        ZeroState(zero, [[weight]]).state_dict(keep=True)
+
+
+def test_ordinary_tensors_are_whole() -> None:
+    tensor = torch.ones(2)
+    assert not is_partitioned(tensor)
+    with gathered(tensor, writing=True):
+        tensor.mul_(2)
+    assert tensor.tolist() == [2, 2]

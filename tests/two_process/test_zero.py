@@ -1,0 +1,97 @@
+"""DeepSpeed's ZeRO 2 and 3 over two gloo processes give the losses and the weights of one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("deepspeed", reason="ZeRO is DeepSpeed's: pip install 'lit-align[deepspeed]'")
+
+STAGES = ("zero2", "zero3")
+
+
+@pytest.fixture
+def run(forked, tmp_path) -> Callable[..., dict[str, Any]]:
+    def one(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: Path | None = None) -> Any:
+        given = [] if checkpoint is None else [checkpoint]
+        forked("sharded", processes, tmp_path, algorithm, strategy, processes, out, *given)
+        return torch.load(out, weights_only=True)
+
+    return one
+
+
+def assert_equal(one: dict, two: dict) -> None:
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6, abs=1e-6)
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, weight in one["weights"].items():
+        assert float((weight - two["weights"][name]).abs().max()) <= 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "sft",
+        "sft_parts",
+        "sft_lora",
+        "reward",
+        "reward_lora",
+        "dpo_copy",
+        "dpo_ema",
+        "dpo_lora_off",
+        "dpo_lora_copy",
+        "dpo_lora_ema",
+        "loaded_shared",
+        "actor_critic",
+        "critic",
+        "value_adapter",
+        "t5",
+    ],
+)
+def test_two_processes_equal_one(algorithm, run, tmp_path):
+    one = run(algorithm, "auto", 1, tmp_path / "one.pt")
+    assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-5)
+    for strategy in STAGES:
+        two = run(algorithm, strategy, 2, tmp_path / f"{strategy}.pt")
+        assert (two["shards"] > 0) == (strategy == "zero3")
+        assert_equal(one, two)
+        # What each of them exported at its end.
+        files = sorted(path.name for path in (tmp_path / "one").glob("*.safetensors"))
+        assert files
+        for name in files:
+            whole, gathered = load_file(tmp_path / "one" / name), load_file(tmp_path / strategy / name)
+            assert whole.keys() == gathered.keys()
+            assert all(float((t - gathered[key]).abs().max()) <= 1e-6 for key, t in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft", "reward_lora", "dpo_copy"])
+def test_a_run_goes_on_under_any_strategy(algorithm, run, tmp_path):
+    """Three steps under one and three under another are six of one process, momentum included."""
+    run(algorithm, "auto", 1, tmp_path / "alone.pt")
+    whole = run(algorithm, "auto", 1, tmp_path / "whole.pt", tmp_path / "alone.ckpt")
+    assert len(whole["losses"]) == 3
+    for strategy in STAGES:
+        run(algorithm, strategy, 2, tmp_path / f"{strategy}.pt")
+    for first, second, processes in (
+        ("zero2", "zero3", 2),
+        ("zero3", "zero2", 2),
+        ("zero3", "auto", 1),
+        ("alone", "zero3", 2),
+    ):
+        rest = run(algorithm, second, processes, tmp_path / "rest.pt", tmp_path / f"{first}.ckpt")
+        assert_equal(whole, rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo_critic", "ppo_stopped", "grpo"])
+def test_algorithms_that_sample_equal_one_process(algorithm, forked, tmp_path):
+    forked("on_policy", 1, tmp_path, algorithm, "auto", 1, tmp_path / "one.pt")
+    forked("on_policy", 2, tmp_path, algorithm, "zero2", 2, tmp_path / "two.pt")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-5, atol=2e-6, msg=name)
