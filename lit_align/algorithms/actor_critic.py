@@ -304,6 +304,8 @@ class ActorCriticModule(OnPolicy):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.zero_()
+        # A strategy that keeps gradients to itself multiplies them by 0 for a window that weighs 0.
+        self._window = [window * window.new_tensor([0.0, 1.0]) for window in self._window]
 
     # -- checkpoint ------------------------------------------------------------------------------
 

@@ -14,18 +14,13 @@ from lit_align.algorithms.metrics import average
 from lit_align.algorithms.micro_batches import WithGradientOf, run_parts
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.algorithms.precision import keep_forests
+from lit_align.algorithms.weights import build_weights
+from lit_align.algorithms.window import average_gradients, average_of
 from lit_align.batches import Forest
 from lit_align.models.config import ModelConfig, PolicyLike
-from lit_align.models.sharding import separate, shard
-from lit_align.models.skeleton import FromZero, as_on_zero, skeleton
-from lit_align.models.tensor_parallel import equalise
 from lit_align.outputs import LossOutput, Metric, merge_outputs
-from lit_align.runtime.data_place import data_place
-from lit_align.runtime.fingerprint import frozen_digest
-from lit_align.runtime.gradients import check_strategy, forget_gradients, scale_gradients
+from lit_align.runtime.gradients import check_strategy, forget_gradients
 from lit_align.runtime.trainable import check_base, check_saved, keep_saved, saved_names
-from lit_align.scoring.policy import Scorer
-from lit_align.scoring.value_adapter import ValueAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,8 +85,8 @@ class AlignModule(L.LightningModule, ABC):
         self.strict_loading = False
         self.tokens_seen: Tensor
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
-        # Of the weights that a checkpoint leaves out.
-        self._base: str | None = None
+        #: Digest of the weights that a checkpoint leaves out.
+        self.base_digest: str | None = None
         self._reports: list[dict[str, Metric]] = []
         self._window: list[Tensor] = []
         #: Whether the gradients of the window before are forgotten already.
@@ -137,27 +132,7 @@ class AlignModule(L.LightningModule, ABC):
         """Build the weights, where the strategy wants them; called again it does nothing."""
         if self.policy is not None:
             return
-        mesh = self.device_mesh
-        # Only process zero builds weights; the others get their pieces of it.
-        spread = mesh is not None and self.model_config is not None and self.trainer.world_size > 1
-        with skeleton(spread):
-            # transformers hands models over in eval mode, and Lightning leaves modes as it finds them.
-            self.policy = self.build(self._given[0]).train(self.training)
-            if self.has_tokenizer:
-                from lit_align.models.tokenizers import check_tokenizer
-
-                check_tokenizer(self.tokenizer, self.policy.model)
-            self.attach()
-            self._base = as_on_zero(self._base_digest)
-        if mesh is not None:
-            scorers = [module for module in self.modules() if isinstance(module, Scorer | ValueAdapter)]
-            separate(scorers)
-            weights = FromZero(self, self.trainer.strategy.root_device) if spread else None
-            # Last, because what is made from the policy is made from whole weights.
-            for scorer in scorers:
-                shard(scorer, mesh)
-            if weights is not None:
-                weights.fill()
+        build_weights(self, self._given[0])
 
     def attach(self) -> None:
         """Make what stands beside the policy and is made from it (a reference); called once."""
@@ -190,7 +165,7 @@ class AlignModule(L.LightningModule, ABC):
         self._window.append(torch.stack((weight.float(), tokens)))
         if self._trainer_logs_every():
             self._reports.append(output.metrics)
-        average = _average(output)
+        average = average_of(output)
         # The gradient is that of the sum, so that uneven micro-batches count by their weight.
         return average if self.loss_average == "micro_batch" else WithGradientOf.apply(last, average)
 
@@ -278,7 +253,7 @@ class AlignModule(L.LightningModule, ABC):
         """Leave the frozen weights out."""
         keep_saved(checkpoint, self.saved_names())
         checkpoint["saved_names"] = sorted(self.saved_names())
-        checkpoint["base"] = {"path": self._base_path(), "digest": self._base}
+        checkpoint["base"] = {"path": self._base_path(), "digest": self.base_digest}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not belong to this model."""
@@ -286,17 +261,10 @@ class AlignModule(L.LightningModule, ABC):
         # A sharding strategy loads the weights itself, and takes them out of the checkpoint.
         found = checkpoint.get("state_dict") or dict.fromkeys(checkpoint.get("saved_names", ()))
         check_saved(found, self.saved_names())
-        check_base(checkpoint.get("base"), self._base_path(), self._base)
+        check_base(checkpoint.get("base"), self._base_path(), self.base_digest)
 
     def _base_path(self) -> str | None:
         return self.model_config.path or None if self.model_config is not None else None
-
-    def _base_digest(self) -> str | None:
-        lora = self.model_config.lora if self.model_config is not None else None
-        begins = "" if lora is None else lora.extra.get("init_lora_weights", "")
-        # Some ways to begin change the base, to the last bits differently on another machine.
-        moved = isinstance(begins, str) and begins not in ("", "gaussian", "orthogonal")
-        return None if moved else frozen_digest(self.policy.model)
 
     # -- the rest --------------------------------------------------------------------------------
 
@@ -314,18 +282,8 @@ class AlignModule(L.LightningModule, ABC):
         return 1 if trainer.fast_dev_run else trainer.log_every_n_steps
 
     def _average_gradients(self, optimizer: Optimizer) -> None:
-        weight, tokens = torch.stack(self._window).sum(0)
-        place = data_place(self.trainer)
+        average_gradients(self, self._window, optimizer)
         self._window.clear()
-        if self.trainer.world_size > 1:
-            both = self.trainer.strategy.reduce(torch.stack((weight, tokens)), reduce_op="sum")
-            weight, tokens = both / place.copies
-        self.tokens_seen += tokens.long()
-        # Lightning divides by the accumulation factor, data parallelism by the number of its processes.
-        factor = place.size * self.trainer.accumulate_grad_batches
-        scale = torch.where(weight > 0, factor / weight, torch.zeros_like(weight))
-        scale_gradients(self.trainer.strategy, optimizer, scale)
-        equalise(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
     def _log_training(self) -> None:
         for name, value in average(self._reports, self.device).items():
@@ -338,8 +296,3 @@ class AlignModule(L.LightningModule, ABC):
         self._reports = []
         # Equal on all processes already; sync_dist only tells Lightning so.
         self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, sync_dist=True)
-
-
-def _average(output: LossOutput) -> Tensor:
-    # A batch without weight has nothing to say; its total is 0 and so is its average.
-    return output.total / output.weight.clamp_min(torch.finfo(torch.float32).tiny)
