@@ -3,7 +3,7 @@
 A step for a few rows does little arithmetic, and most of its time goes into the calls around it: modules,
 hooks, keyword arguments, casts to the type a tensor already has. The same operations on the same weights,
 written out, take a third of the time on a CPU. Layers that are not plain matrices (quantised ones, adapters
-with a forward of their own) are called as they are; nothing is merged and nothing is copied.
+with a forward of their own) are called as they are.
 """
 
 import logging
@@ -12,34 +12,43 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
+from lit_align.rollouts.lean_parts import Addition, Norm, Product, addition, joined, product
 from lit_align.rollouts.slots import Slots
 
 _KINDS = {"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"}
 #: Rotations that depend on the position alone, not on how long the text is.
 _FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 
-Product = Callable[[Tensor], Tensor]
-
 logger = logging.getLogger(__name__)
 
 
 class Layer(NamedTuple):
-    """What a layer is made of."""
+    """What a layer is made of.
 
-    attention_norm: Tensor
-    query: Product
-    key: Product
-    value: Product
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    output: Product
-    feed_norm: Tensor
+    Attributes:
+        attention_norm: before the attention.
+        heads: queries, keys and values side by side.
+        head_norm: of queries and keys together, where they have one.
+        output: adds the attention's output to the states.
+        feed_norm: before the gated unit.
+        gate: of the gated unit.
+        up: what it is multiplied by.
+        down: adds the unit's output to the states.
+        activation: of the gate.
+        scaling: of the products of queries and keys.
+    """
+
+    attention_norm: Norm
+    heads: Product
+    head_norm: Norm | None
+    output: Addition
+    feed_norm: Norm
     gate: Product
     up: Product
-    down: Product
-    activation: Product
+    down: Addition
+    activation: Callable[[Tensor], Tensor]
     scaling: float
 
 
@@ -52,17 +61,20 @@ class LeanDecoder:
     """
 
     def __init__(self, trunk: Any, length: int) -> None:
-        self.embeddings, self.norm = trunk.embed_tokens.weight, trunk.norm.weight
-        self.eps = trunk.config.rms_norm_eps
-        self.layers = [_layer(layer) for layer in trunk.layers]
-        self.size = trunk.layers[0].self_attn.head_dim
+        config, attention = trunk.config, trunk.layers[0].self_attn
+        self.embeddings = trunk.embed_tokens.weight
+        self.norm = Norm(trunk.norm.weight, config.rms_norm_eps)
+        self.layers = [_layer(layer, config) for layer in trunk.layers]
+        self.size = attention.head_dim
+        self.queries, self.shared = config.num_attention_heads, config.num_key_value_heads
         positions = torch.arange(length, device=self.embeddings.device)[None]
         cosine, sine = trunk.rotary_emb(self.embeddings[:1], positions)
         # The first half of a head turns the other way: its sign is the sine's.
-        half = torch.ones_like(sine[0])
-        half[:, : self.size // 2] = -1
-        self.cosine, self.sine = cosine[0][:, None], (sine[0] * half)[:, None]
+        sign = torch.tensor([-1, 1], dtype=sine.dtype, device=sine.device)[:, None]
+        self.cosine = cosine[0].unflatten(-1, (1, 2, -1))
+        self.sine = sine[0].unflatten(-1, (1, 2, -1)) * sign
 
+    @torch.inference_mode()
     def __call__(self, ids: Tensor, positions: Tensor, slots: Slots) -> Tensor:
         """``[R, D]`` states of the last layer, after its norm.
 
@@ -71,23 +83,27 @@ class LeanDecoder:
             positions: ``[R]`` their positions.
             slots: the cache, one slot a row.
         """
-        rows, size = len(ids), self.size
+        rows, size, turned = len(ids), self.size, (self.queries + self.shared) * self.size
         cosine, sine = self.cosine[positions], self.sine[positions]
         states = embedding(ids, self.embeddings)
-        width = states.shape[-1:]
+        mask = slots.mask(states.dtype)
         for i, layer in enumerate(self.layers):
-            normed = rms_norm(states, width, layer.attention_norm, self.eps)
-            query, key = layer.query(normed).view(rows, -1, size), layer.key(normed).view(rows, -1, size)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                query = rms_norm(query, (size,), layer.query_norm, self.eps)
-                key = rms_norm(key, (size,), layer.key_norm, self.eps)
-            query, key = _turn(query, cosine, sine), _turn(key, cosine, sine)
-            keys, values = slots.store(key, layer.value(normed).view(rows, -1, size), i)
-            found = slots.attend(query[:, :, None], keys, values, layer.scaling)
-            states = states + layer.output(found.view(rows, -1))
-            normed = rms_norm(states, width, layer.feed_norm, self.eps)
-            states = states + layer.down(layer.activation(layer.gate(normed)) * layer.up(normed))
-        return rms_norm(states, width, self.norm, self.eps)
+            # [R, queries, keys and values], of which the first two are turned in place.
+            heads = layer.heads(layer.attention_norm(states))
+            if layer.head_norm is not None:
+                both = heads[:, :turned]
+                both.copy_(layer.head_norm(both.view(rows, -1, size)).view(rows, -1))
+            halves = heads[:, :turned].view(rows, -1, 2, size // 2)
+            other = halves.flip(2).mul_(sine)
+            halves.mul_(cosine).add_(other)
+            keys, values = slots.store(heads[:, self.queries * size :], i)
+            # Query heads that share a key head stand in the place of a longer query.
+            query = heads[:, : self.queries * size].view(rows, self.shared, -1, size)
+            found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=layer.scaling)
+            states = layer.output(states, found.reshape(rows, -1))
+            normed = layer.feed_norm(states)
+            states = layer.down(states, layer.activation(layer.gate(normed)).mul_(layer.up(normed)))
+        return self.norm(states)
 
 
 def lean_decoder(trunk: Any, length: int) -> LeanDecoder | None:
@@ -137,52 +153,27 @@ def _is_heard(module: nn.Module) -> bool:
     return any(not owner.startswith("transformers.") for owner in owners)
 
 
-def _layer(layer: Any) -> Layer:
-    attention, feed = layer.self_attn, layer.mlp
+def _layer(layer: Any, config: Any) -> Layer:
+    attention, feed, eps = layer.self_attn, layer.mlp, config.rms_norm_eps
+    head_norm = None
+    if hasattr(attention, "q_norm"):
+        counts = ((attention.q_norm, config.num_attention_heads), (attention.k_norm, config.num_key_value_heads))
+        head_norm = Norm(torch.cat([norm.weight.expand(count, -1) for norm, count in counts]), eps)
     return Layer(
-        attention_norm=layer.input_layernorm.weight,
-        query=_product(attention.q_proj),
-        key=_product(attention.k_proj),
-        value=_product(attention.v_proj),
-        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        output=_product(attention.o_proj),
-        feed_norm=layer.post_attention_layernorm.weight,
-        gate=_product(feed.gate_proj),
-        up=_product(feed.up_proj),
-        down=_product(feed.down_proj),
-        activation=feed.act_fn,
+        attention_norm=Norm(layer.input_layernorm.weight, eps),
+        heads=joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+        head_norm=head_norm,
+        output=addition(attention.o_proj),
+        feed_norm=Norm(layer.post_attention_layernorm.weight, eps),
+        gate=product(feed.gate_proj),
+        up=product(feed.up_proj),
+        down=addition(feed.down_proj),
+        activation=_activation(feed.act_fn),
         scaling=attention.scaling,
     )
 
 
-def _product(module: Any) -> Product:
-    if type(module) is not nn.Linear:
-        return _adapted(module) or module
-    weight, bias = module.weight, module.bias
-    return lambda states: linear(states, weight, bias)
-
-
-def _adapted(module: Any) -> Product | None:
-    """A matrix with one LoRA beside it; ``None`` for anything else."""
-    names = getattr(module, "active_adapters", None)
-    if names is None or len(names) != 1 or not hasattr(module, "lora_A"):
-        return None
-    name = names[0]
-    if (
-        type(module.base_layer) is not nn.Linear
-        or module.disable_adapters
-        or module.merged
-        or name not in module.lora_A
-        or name in getattr(module, "lora_variant", {})
-        or module.lora_A[name].weight.dtype != module.base_layer.weight.dtype
-        or module.lora_B[name].bias is not None
-    ):
-        return None
-    weight, bias = module.base_layer.weight, module.base_layer.bias
-    down, up, scaling = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-    return lambda states: linear(states, weight, bias).add_(linear(linear(states, down), up), alpha=scaling)
-
-
-def _turn(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), sine)
+def _activation(module: Any) -> Callable[[Tensor], Tensor]:
+    if isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation":
+        return lambda gate: nn.functional.silu(gate, inplace=True)
+    return module  # type: ignore[no-any-return]

@@ -50,7 +50,8 @@ class Slots:
     """Takes the place of a model's cache while completions are written, a token each at a time.
 
     Keys and values lie in place: a slot's row begins with its prompt. The slots in use are the first ones.
-    Each layer has ``[rows, length, key-value heads, head size]`` of both, so that a new token is a block.
+    Each layer is ``[rows, length, width]``, a token's keys and values side by side, so that a new token is one
+    block of memory.
 
     Args:
         rows: how many slots.
@@ -61,8 +62,9 @@ class Slots:
     def __init__(self, rows: int, length: int, device: torch.device) -> None:
         self.rows, self.length, self.device = rows, length, device
         self.lengths: list[int] = []
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._layers: list[Tensor] = []
+        #: ``[key-value heads, head size]`` of the keys and of the values of each layer.
+        self._shapes: list[tuple[tuple[int, int], tuple[int, int]]] = []
         self._first = torch.arange(rows, device=device) * length
         self._place = torch.arange(length, device=device)
         self._new = self._first[:0]
@@ -71,12 +73,16 @@ class Slots:
 
     def fill(self, prompt: PromptStates, count: int) -> None:
         """Start ``count`` completions of a prompt, in the next free slots."""
-        if not self._keys:
-            self._keys = [self._room(key) for key in prompt.keys]
-            self._values = [self._room(value) for value in prompt.values]
+        if not self._layers:
+            for key, value in zip(prompt.keys, prompt.values, strict=True):
+                shapes = ((key.shape[0], key.shape[2]), (value.shape[0], value.shape[2]))
+                width = sum(heads * size for heads, size in shapes)
+                self._shapes.append(shapes)
+                self._layers.append(key.new_zeros((self.rows, self.length, width)))
         start, length = len(self.lengths), prompt.keys[0].shape[1]
-        for stored, given in zip(self._keys + self._values, prompt.keys + prompt.values, strict=True):
-            stored[start : start + count, :length] = given.transpose(0, 1)
+        for layer, key, value in zip(self._layers, prompt.keys, prompt.values, strict=True):
+            both = (given.transpose(0, 1).flatten(1) for given in (key, value))
+            layer[start : start + count, :length] = torch.cat(tuple(both), 1)
         self.lengths += [length] * count
 
     def keep(self, alive: Sequence[int]) -> list[int]:
@@ -115,24 +121,32 @@ class Slots:
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a token's keys and values ``[rows, heads, 1, size]``; return those of the whole slots."""
-        return self.store(key[:, :, 0], value[:, :, 0], layer)
+        return self.store(torch.cat((key.flatten(1), value.flatten(1)), 1), layer)
 
-    def store(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def store(self, both: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store a token's keys and values.
 
         Args:
-            key: ``[rows, heads, size]``.
-            value: as ``key``.
+            both: ``[rows, width]`` its keys, head by head, and then its values.
             layer: which layer's.
 
         Returns:
             ``[rows, heads, longest, size]`` keys and values of the slots in use.
         """
-        found = []
-        for stored, given in ((self._keys[layer], key), (self._values[layer], value)):
-            stored.flatten(0, 1).index_copy_(0, self._new, given.to(stored.dtype))
-            found.append(stored[: len(given), : self._longest].transpose(1, 2))
-        return found[0], found[1]
+        stored, rows = self._layers[layer], len(both)
+        width = stored.shape[2]
+        stored.view(-1, width).index_copy_(0, self._new, both.to(stored.dtype))
+        (heads, size), (value_heads, value_size) = self._shapes[layer]
+        # One call in the place of a slice, a view and two permutations, which take longer than they say.
+        keys = stored.as_strided(
+            (rows, heads, self._longest, size), (self.length * width, size, width, 1), 0
+        )
+        values = stored.as_strided(
+            (rows, value_heads, self._longest, value_size),
+            (self.length * width, value_size, width, 1),
+            heads * size,
+        )
+        return keys, values
 
     def get_seq_length(self, *_: Any) -> int:
         """Tokens before these, in the longest slot."""
@@ -145,21 +159,25 @@ class Slots:
         """
         rows, heads, _, size = query.shape
         shared = key.shape[1]
-        mask = self._mask
-        if mask is not None and mask.dtype == torch.bool:
-            # Once for all layers.
-            mask = self._mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
         grouped = query.reshape(rows, shared, heads // shared, size)
         found = scaled_dot_product_attention(
-            grouped, key.to(query.dtype), value.to(query.dtype), attn_mask=mask, scale=scaling
+            grouped,
+            key.to(query.dtype),
+            value.to(query.dtype),
+            attn_mask=self.mask(query.dtype),
+            scale=scaling,
         )
         return found.reshape(rows, 1, heads, -1)
 
-    def _room(self, given: Tensor) -> Tensor:
-        heads, _, size = given.shape
-        return given.new_zeros((self.rows, self.length, heads, size))
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """``[rows, 1, 1, longest]`` what is added to the products of this step: 0, or minus infinity."""
+        mask = self._mask
+        if mask is not None and mask.dtype == torch.bool:
+            # Once for all layers.
+            mask = self._mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+        return mask
 
     def _move(self, source: int, target: int) -> None:
         length = self.lengths[source]
-        for stored in (*self._keys, *self._values):
-            stored[target, :length] = stored[source, :length]
+        for layer in self._layers:
+            layer[target, :length] = layer[source, :length]

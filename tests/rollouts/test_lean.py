@@ -7,7 +7,7 @@ import torch
 
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig, ModelConfig
-from lit_align.rollouts import decoding, lean
+from lit_align.rollouts import decoding, lean_parts
 from lit_align.rollouts.lean import LeanDecoder, lean_decoder
 from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
@@ -69,7 +69,7 @@ def test_adapters(extra):
     lora = LoraConfig(r=4, **extra, extra={"init_lora_weights": False})
     settings = {"model_type": "llama", "initializer_range": 0.3, **GROUPED}
     model = build_causal_lm(ModelConfig(architecture=settings, lora=lora))
-    product = lean._product(model.get_base_model().model.layers[0].mlp.up_proj)
+    product = lean_parts.product(model.get_base_model().model.layers[0].mlp.up_proj)
     assert isinstance(product, torch.nn.Module) == ("dora" in extra)
     ours, theirs = both(model.get_base_model())
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
