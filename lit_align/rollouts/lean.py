@@ -7,14 +7,13 @@ with a forward of their own) are called as they are.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from lit_align.rollouts.lean_parts import Addition, Norm, Product, addition, joined, product
+from lit_align.rollouts.lean_parts import Addition, Norm, Product, addition, gated, joined
 from lit_align.rollouts.slots import Slots
 
 _KINDS = {"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"}
@@ -33,10 +32,8 @@ class Layer(NamedTuple):
         head_norm: of queries and keys together, where they have one.
         output: adds the attention's output to the states.
         feed_norm: before the gated unit.
-        gate: of the gated unit.
-        up: what it is multiplied by.
+        unit: the gated unit, up to its last product.
         down: adds the unit's output to the states.
-        activation: of the gate.
         scaling: of the products of queries and keys.
     """
 
@@ -45,10 +42,8 @@ class Layer(NamedTuple):
     head_norm: Norm | None
     output: Addition
     feed_norm: Norm
-    gate: Product
-    up: Product
+    unit: Product
     down: Addition
-    activation: Callable[[Tensor], Tensor]
     scaling: float
 
 
@@ -62,9 +57,10 @@ class LeanDecoder:
 
     def __init__(self, trunk: Any, length: int) -> None:
         config, attention = trunk.config, trunk.layers[0].self_attn
+        self.trunk = trunk
         self.embeddings = trunk.embed_tokens.weight
         self.norm = Norm(trunk.norm.weight, config.rms_norm_eps)
-        self.layers = [_layer(layer, config) for layer in trunk.layers]
+        self.layers = [_layer(layer, config, copied=False) for layer in trunk.layers]
         self.size = attention.head_dim
         self.queries, self.shared = config.num_attention_heads, config.num_key_value_heads
         positions = torch.arange(length, device=self.embeddings.device)[None]
@@ -73,6 +69,16 @@ class LeanDecoder:
         sign = torch.tensor([-1, 1], dtype=sine.dtype, device=sine.device)[:, None]
         self.cosine = cosine[0].unflatten(-1, (1, 2, -1))
         self.sine = sine[0].unflatten(-1, (1, 2, -1)) * sign
+
+    def copy_size(self) -> int:
+        """Bytes that :meth:`copy` takes."""
+        matrices = [p for layer in self.trunk.layers for p in layer.parameters() if p.ndim == 2]
+        return sum(p.numel() * p.element_size() for p in matrices)
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Go on with copies of the matrices, in which products of a few rows take less time."""
+        self.layers = [_layer(layer, self.trunk.config, copied=True) for layer in self.trunk.layers]
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, positions: Tensor, slots: Slots) -> Tensor:
@@ -99,10 +105,11 @@ class LeanDecoder:
             keys, values = slots.store(heads[:, self.queries * size :], i)
             # Query heads that share a key head stand in the place of a longer query.
             query = heads[:, : self.queries * size].view(rows, self.shared, -1, size)
-            found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=layer.scaling)
+            found = scaled_dot_product_attention(
+                query, keys.to(query.dtype), values.to(query.dtype), attn_mask=mask, scale=layer.scaling
+            )
             states = layer.output(states, found.reshape(rows, -1))
-            normed = layer.feed_norm(states)
-            states = layer.down(states, layer.activation(layer.gate(normed)).mul_(layer.up(normed)))
+            states = layer.down(states, layer.unit(layer.feed_norm(states)))
         return self.norm(states)
 
 
@@ -153,27 +160,22 @@ def _is_heard(module: nn.Module) -> bool:
     return any(not owner.startswith("transformers.") for owner in owners)
 
 
-def _layer(layer: Any, config: Any) -> Layer:
+def _layer(layer: Any, config: Any, copied: bool) -> Layer:
     attention, feed, eps = layer.self_attn, layer.mlp, config.rms_norm_eps
     head_norm = None
     if hasattr(attention, "q_norm"):
-        counts = ((attention.q_norm, config.num_attention_heads), (attention.k_norm, config.num_key_value_heads))
+        counts = (
+            (attention.q_norm, config.num_attention_heads),
+            (attention.k_norm, config.num_key_value_heads),
+        )
         head_norm = Norm(torch.cat([norm.weight.expand(count, -1) for norm, count in counts]), eps)
     return Layer(
         attention_norm=Norm(layer.input_layernorm.weight, eps),
-        heads=joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+        heads=joined([attention.q_proj, attention.k_proj, attention.v_proj], copied),
         head_norm=head_norm,
-        output=addition(attention.o_proj),
+        output=addition(attention.o_proj, copied),
         feed_norm=Norm(layer.post_attention_layernorm.weight, eps),
-        gate=product(feed.gate_proj),
-        up=product(feed.up_proj),
-        down=addition(feed.down_proj),
-        activation=_activation(feed.act_fn),
+        unit=gated(feed.gate_proj, feed.up_proj, feed.act_fn, copied),
+        down=addition(feed.down_proj, copied),
         scaling=attention.scaling,
     )
-
-
-def _activation(module: Any) -> Callable[[Tensor], Tensor]:
-    if isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation":
-        return lambda gate: nn.functional.silu(gate, inplace=True)
-    return module  # type: ignore[no-any-return]

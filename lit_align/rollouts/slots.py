@@ -50,8 +50,8 @@ class Slots:
     """Takes the place of a model's cache while completions are written, a token each at a time.
 
     Keys and values lie in place: a slot's row begins with its prompt. The slots in use are the first ones.
-    Each layer is ``[rows, length, width]``, a token's keys and values side by side, so that a new token is one
-    block of memory.
+    Each layer is ``[rows, length, width]``, a token's keys and values side by side, so that a new token is
+    one block of memory.
 
     Args:
         rows: how many slots.
@@ -138,9 +138,7 @@ class Slots:
         stored.view(-1, width).index_copy_(0, self._new, both.to(stored.dtype))
         (heads, size), (value_heads, value_size) = self._shapes[layer]
         # One call in the place of a slice, a view and two permutations, which take longer than they say.
-        keys = stored.as_strided(
-            (rows, heads, self._longest, size), (self.length * width, size, width, 1), 0
-        )
+        keys = stored.as_strided((rows, heads, self._longest, size), (self.length * width, size, width, 1), 0)
         values = stored.as_strided(
             (rows, value_heads, self._longest, value_size),
             (self.length * width, value_size, width, 1),

@@ -19,7 +19,7 @@ from tests.scoring.architectures import FLAT, GROUPED, build
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 
 
-def both(model, monkeypatch=None):
+def both(model, copied=False):
     """One step of three rows, by the lean decoder and by the model: states ``[3, D]`` of each."""
     install(model)
     trunk = model.base_model
@@ -29,13 +29,16 @@ def both(model, monkeypatch=None):
     for seed, length in enumerate((3, 7, 5)):
         generator = torch.Generator().manual_seed(seed)
         keys, values = (
-            [torch.randn(heads, length, size, generator=generator) for _ in trunk.layers] for _ in range(2)
+            [torch.randn(heads, length, size, generator=generator).to(model.dtype) for _ in trunk.layers]
+            for _ in range(2)
         )
         slots.fill(PromptStates(keys, values, torch.zeros(config.hidden_size)), 1)
     positions = slots.advance()
     ids = torch.tensor([9, 4, 30])
     step = lean_decoder(trunk, 12)
     assert step is not None
+    if copied:
+        step.copy()
     with torch.no_grad():
         ours = step(ids, positions, slots)
         theirs = trunk(
@@ -48,10 +51,19 @@ def both(model, monkeypatch=None):
     return ours, theirs
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_are_the_models(kind):
-    ours, theirs = both(build(kind, FLAT[kind]))
+def test_states_are_the_models(kind, copied):
+    ours, theirs = both(build(kind, FLAT[kind]), copied)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_lower_precision_rounds_where_the_model_does(kind):
+    """Norms, products and sums one by one, as the policy is trained: equal to a few bits of bf16."""
+    ours, theirs = both(build(kind, FLAT[kind]).to(torch.bfloat16))
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +83,9 @@ def test_adapters(extra):
     model = build_causal_lm(ModelConfig(architecture=settings, lora=lora))
     product = lean_parts.product(model.get_base_model().model.layers[0].mlp.up_proj)
     assert isinstance(product, torch.nn.Module) == ("dora" in extra)
-    ours, theirs = both(model.get_base_model())
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for copied in (False, True):
+        ours, theirs = both(model.get_base_model(), copied)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     with model.disable_adapter():
         bare, theirs = both(model.get_base_model())
         torch.testing.assert_close(bare, theirs, rtol=1e-4, atol=1e-5)
