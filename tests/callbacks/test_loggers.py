@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,24 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from lit_align import DPO
-from lit_align.callbacks import GenerationSamples, KLTracker, Sentinel, Throughput, WeightAverage
-from lit_align.datamodules import PreferenceDataModule
+from lit_align import DPO, GRPO
+from lit_align.callbacks import GenerationSamples, KLTracker, Sentinel, Throughput, WeightAverage, WinRate
+from lit_align.datamodules import PreferenceDataModule, PromptDataModule
 
-TOLD = ["train/kl/k1", "train/kl/full_per_sequence", "train/throughput/tokens_per_second", "val/val_kl/k3"]
+TOLD = [
+    "train/kl/k1",
+    "train/kl/full_per_sequence",
+    "train/throughput/tokens_per_second",
+    "val/val_kl/k3",
+    "val/win_rate/judged",
+]
 
 
-@pytest.fixture(params=["ours", "stranger"])
+def _length(completions: list[str], **rest: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+@pytest.fixture(params=["ours", "sampling", "stranger"])
 def run(request: Any, make_trainer: Any, make_stranger: Any, loader: Any) -> Any:
     """Four steps and two validations of a module, with a logger."""
 
@@ -25,6 +36,7 @@ def run(request: Any, make_trainer: Any, make_stranger: Any, loader: Any) -> Any
             KLTracker(every_n_steps=2),
             KLTracker(name="val_kl"),
             GenerationSamples(["Hello"], 2, max_new_tokens=4, terminal=False),
+            WinRate(["Hello"], lambda *sides: [0.5], max_new_tokens=4),
             Throughput(2),
             WeightAverage(),
             Sentinel(),
@@ -35,6 +47,10 @@ def run(request: Any, make_trainer: Any, make_stranger: Any, loader: Any) -> Any
             pairs = "lit-align/manners-pairs"
             data = PreferenceDataModule(train=pairs, val=pairs, batch_size=2)
             trainer.fit(DPO({"path": "lit-align/tiny", "lora": {"r": 4}}), data)
+        elif request.param == "sampling":
+            rows = "lit-align/manners-prompts"
+            prompts = PromptDataModule(train=rows, val=rows, batch_size=2)
+            trainer.fit(GRPO("lit-align/tiny", rewards=_length, sampling={"max_new_tokens": 4}), prompts)
         else:
             trainer.fit(make_stranger(), loader(), loader())
 
@@ -86,19 +102,34 @@ def test_wandb_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert tables[0]["columns"] == ["prompt", "decoding", "before training", "now"]
 
 
-def test_mlflow_offline(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow", reason="needs mlflow (pip install mlflow-skinny)")
-    # MLflow 3 asks whoever still writes plain files to say so.
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of MLflow's, whose tables take it ten seconds to make."""
+    for package in ("mlflow", "sqlalchemy", "alembic"):
+        pytest.importorskip(package, reason="needs mlflow (pip install mlflow-skinny sqlalchemy alembic)")
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.mark.slow
+def test_mlflow_offline(
+    run: Any, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    logger = MLFlowLogger("lit-align", tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    tracking, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "artifacts")
+    logger = MLFlowLogger("lit-align", tracking_uri=tracking, artifact_location=artifacts)
     run(logger)
-    (folder,) = tmp_path.glob(f"mlruns/*/{logger.run_id}")
     for name in TOLD:
-        lines = (folder / "metrics" / name).read_text().splitlines()
-        assert [line.split()[2] for line in lines] == ["1", "3"], name
-    texts = sorted(p.name for p in (folder / "artifacts/samples").iterdir())
-    assert texts == ["step_000001.md", "step_000003.md"]
+        points = logger.experiment.get_metric_history(logger.run_id, name)
+        assert [point.step for point in points] == [1, 3], name
+    # A name and its beginning, which MLflow's old store of plain files does not take.
+    assert logger.experiment.get_metric_history(logger.run_id, "val/win_rate")
+    (folder,) = tmp_path.glob("artifacts/*/artifacts/samples")
+    assert sorted(p.name for p in folder.iterdir()) == ["step_000001.md", "step_000003.md"]
 
 
 def test_several_loggers_at_once(run: Any, tmp_path: Path) -> None:

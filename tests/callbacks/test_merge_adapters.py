@@ -124,6 +124,29 @@ def test_a_quantised_base_is_loaded_again_in_full(make_trainer, tmp_path) -> Non
     assert (_logits(merged.double()) - _logits(wanted.double())).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("combination", ["cat", "svd", "ties", "dare_linear"])
+def test_several_adapters_of_a_quantised_base(combination: Any, make_trainer, tmp_path) -> None:
+    """As peft combines them on the base in full precision."""
+    import peft
+
+    pytest.importorskip("bitsandbytes")
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    plain = AutoModelForCausalLM.from_pretrained(find("lit-align/tiny"))
+    peft.get_peft_model(plain, lora).save_pretrained(tmp_path / "other")
+    density = 0.5 if combination.startswith(("ties", "dare")) else None
+    mix = {"default": 0.7, str(tmp_path / "other"): 0.3}
+    module = SFT({"path": "lit-align/tiny", "lora": {"r": 4}, "quantization": {"kind": "nf4"}}, lr=1e-2)
+    data = SupervisedDataModule(train="lit-align/manners-sft", val=None, batch_size=2)
+    merge = MergeAdapters(str(tmp_path / "m"), adapters=mix, combination=combination, density=density)
+    make_trainer(merge, ExportHF(tmp_path / "adapter"), max_steps=2).fit(module, data)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+
+    full = AutoModelForCausalLM.from_pretrained(find("lit-align/tiny"))
+    wanted = peft.PeftModel.from_pretrained(full, tmp_path / "adapter")
+    with mixed_adapter(wanted, mix, combination, density):
+        assert (_logits(merged.double()) - _logits(wanted.double())).abs().max() < 1e-5
+
+
 def test_what_cannot_be_merged_is_told(make_stranger, make_trainer, loader, two_adapters) -> None:
     with pytest.raises(ValueError, match="has no adapters; ExportHF writes it"):
         make_trainer(MergeAdapters(), max_steps=1).fit(make_stranger(), loader())

@@ -21,8 +21,8 @@ from lit_align.callbacks import (
     Throughput,
     WeightAverage,
     WinRate,
+    sharing,
 )
-from lit_align.callbacks.sharing import gather
 from lit_align.scoring.adapters import snapshot_adapter
 
 CALLBACKS = {
@@ -83,13 +83,17 @@ def test_silent_steps_cost_nothing(
 ) -> None:
     collectives: list[str] = []
 
-    def counted(trainer: Any, mine: list[Any]) -> list[Any]:
-        collectives.append("gather")
-        return gather(trainer, mine)
+    def counted(collective: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            collectives.append(collective.__name__)
+            return collective(*arguments)
 
-    for module in [m for m in sys.modules.values() if m.__name__.startswith("lit_align.callbacks.")]:
-        if getattr(module, "gather", None) is gather:
-            monkeypatch.setattr(module, "gather", counted)
+        return call
+
+    for collective in (sharing.gather, sharing.from_each):
+        for module in [m for m in sys.modules.values() if m.__name__.startswith("lit_align.callbacks.")]:
+            if getattr(module, collective.__name__, None) is collective:
+                monkeypatch.setattr(module, collective.__name__, counted(collective))
 
     def during(*callbacks: Any) -> Counter[str]:
         module = make_stranger(lora=True)

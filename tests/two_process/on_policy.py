@@ -61,7 +61,6 @@ def build(algorithm: str) -> L.LightningModule:
     if algorithm == "grpo_top_entropy":
         return GRPO(**common, completions=3, top_entropy=0.3)
     if algorithm == "grpo_lora":
-        lora = {"path": "lit-align/tiny", "lora": {"r": 4}}
         reference = FrozenCopy()
         return GRPO(**common | {"policy": lora}, completions=2, beta=0.1, num_epochs=2, reference=reference)
     if algorithm == "dynamic":
