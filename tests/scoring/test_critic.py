@@ -12,9 +12,10 @@ from lit_align.models.config import LoraConfig, ModelConfig
 from lit_align.models.critic import build_critic
 from lit_align.models.value_head import ValueHeadConfig, build_value_head, load_value_head
 from lit_align.outputs import LossOutput, Scores
-from lit_align.scoring import head as fused
+from lit_align.scoring import head_work as fused
 from lit_align.scoring.blocks import blocks
 from lit_align.scoring.critic import ActorCritic, Critic
+from lit_align.scoring.head import Head, head_loss
 
 ARCHITECTURE = {
     "model_type": "llama",
@@ -124,7 +125,7 @@ def test_gradients_are_the_differences():
 
     def run(hidden, weight, values):
         parts = blocks(batch, scored, 4)
-        return fused.head_loss(hidden, fused.Head(weight), targets, parts, both, values=values).total
+        return head_loss(hidden, Head(weight), targets, parts, both, values=values).total
 
     grads = torch.autograd.grad(run(*inputs), inputs)
     for _ in range(20):

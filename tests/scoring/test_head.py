@@ -9,7 +9,7 @@ from lit_align.algorithms.sft import SFT
 from lit_align.batches import Forest
 from lit_align.losses.preference import PREFERENCE_LOSSES
 from lit_align.outputs import LossOutput, Metric, Scores
-from lit_align.scoring import head as fused
+from lit_align.scoring import head_work as fused
 from lit_align.scoring.blocks import blocks
 from lit_align.scoring.head import Head, chunk_rows, head_loss, head_scores
 

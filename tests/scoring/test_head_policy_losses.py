@@ -7,7 +7,7 @@ from lit_align.batches import Forest
 from lit_align.losses.policy import POLICY_LOSSES, Decisions, PolicyObjective
 from lit_align.losses.ppo import clipped_squared_error
 from lit_align.outputs import LossOutput, Scores
-from lit_align.scoring import head as fused
+from lit_align.scoring import head_work as fused
 from lit_align.scoring.blocks import blocks
 from lit_align.scoring.head import Head, head_loss
 
