@@ -1,5 +1,6 @@
 """From prompts to experience: completions, their rewards, and what policy and reference say of them."""
 
+import io
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -11,11 +12,13 @@ from torch import Tensor
 from lit_align.algorithms.rollout_metrics import completion_metrics, reward_metrics
 from lit_align.batches import Forest
 from lit_align.functional.importance import IMPORTANCE, masked_weights, truncated_weights
+from lit_align.models.tensor_parallel import DIMENSION
 from lit_align.outputs import Metric
 from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generate import generation_mode
 from lit_align.rollouts.reward_set import RewardResult
 from lit_align.runtime.agreement import together
+from lit_align.runtime.data_place import data_place
 from lit_align.runtime.seeds import derive
 
 if TYPE_CHECKING:
@@ -77,7 +80,23 @@ def reward(module: "OnPolicy", forest: Forest) -> RewardResult:
     """What the rewards say of completions; where they stop one process, they stop all."""
     with together("it rewarded completions"):
         result: RewardResult = module.rewards(forest, module.tokenizer, module.rollouts)
-    return result
+    return _of_first_copy(module, result)
+
+
+def _of_first_copy(module: "OnPolicy", result: RewardResult) -> RewardResult:
+    """What the first of the processes that read the same rows was told: a judge may change its mind."""
+    mesh = module.device_mesh
+    if mesh is None or data_place(module.trainer).copies == 1:
+        return result
+    file = io.BytesIO()
+    torch.save(result, file)
+    told: list[bytes | None] = [file.getvalue()]
+    torch.distributed.broadcast_object_list(told, group=mesh[DIMENSION].get_group(), group_src=0)
+    # Bytes of this run's own process; each has a device of its own.
+    found: RewardResult = torch.load(
+        io.BytesIO(told[0] or b""), map_location=module.device, weights_only=False
+    )
+    return found
 
 
 def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[Forest, dict[str, Metric]]:

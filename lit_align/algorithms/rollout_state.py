@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import distributed
 
 from lit_align.rollouts.buffer import merge_states
+from lit_align.runtime.data_place import data_place
 
 if TYPE_CHECKING:
     from lit_align.algorithms.on_policy import OnPolicy
@@ -24,7 +25,8 @@ def saved(module: "OnPolicy") -> dict[str, Any]:
         # The open window began with an earlier rollout. It will be made again, from the same weights.
         rollouts, state, own = module.before
     return {
-        "processes": gathered({"buffer": buffer, "own": own, "state": state}),
+        # Those that read the same rows hold the same.
+        "processes": gathered({"buffer": buffer, "own": own, "state": state})[:: _copies(module)],
         "rollouts": rollouts,
         # Never taken back: a version that was given out once names those weights for good.
         "versions": module.versions,
@@ -34,7 +36,7 @@ def saved(module: "OnPolicy") -> dict[str, Any]:
 
 def take_up(module: "OnPolicy", state: dict[str, Any]) -> None:
     """Go on with what :func:`saved` gave, on as many processes or on others."""
-    rank, world_size = place()
+    rank, world_size = place(module)
     buffers = merge_states([one["buffer"] for one in state["processes"]], world_size)
     module.buffer.load_state_dict(buffers[rank], module.device)
     module.load_process_states([one["own"] for one in state["processes"]], rank, world_size)
@@ -54,11 +56,16 @@ def gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def place() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+def place(module: "OnPolicy") -> tuple[int, int]:
+    """Rank of this process among those that read different rows, and how many these are."""
+    if module._trainer is None:
         return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    found = data_place(module.trainer)
+    return found.rank, found.size
+
+
+def _copies(module: "OnPolicy") -> int:
+    return 1 if module._trainer is None else data_place(module.trainer).copies
 
 
 def dealt(items: Sequence[Sequence[Any]], rank: int, world_size: int) -> list[Any]:

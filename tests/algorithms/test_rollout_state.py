@@ -9,7 +9,7 @@ from lit_align.rollouts.sampling import Sampling
 
 
 def test_one_process_is_alone():
-    assert place() == (0, 1)
+    assert place(PPO("lit-align/tiny", rewards=Counting(), sampling=Sampling(4))) == (0, 1)
     assert gathered({"a": 1}) == [{"a": 1}]
 
 
@@ -49,7 +49,7 @@ def test_each_process_gets_back_what_its_rewards_remember(monkeypatch, world_siz
     together = {**saved[0], "processes": [one["processes"][0] for one in saved]}
     found = []
     for rank in range(world_size):
-        monkeypatch.setattr(rollout_state, "place", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(rollout_state, "place", lambda module, rank=rank: (rank, world_size))
         module = PPO("lit-align/tiny", rewards=Counting(), sampling=Sampling(4))
         rollout_state.take_up(module, together)
         found.append(module.rewards.functions["Counting"].function.judged)

@@ -3,6 +3,7 @@
 Arguments: ``ALGORITHM STRATEGY PROCESSES OUT``.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ STEPS = 5
 def vowels(completions: list[str], **rest: Any) -> list[float]:
     """A reward that differs from completion to completion."""
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+
+
+def ranked(completions: list[str], **rest: Any) -> list[float]:
+    """A judge that says something else in each process."""
+    return [float(os.environ.get("LOCAL_RANK", 0))] * len(completions)
 
 
 def build(algorithm: str) -> L.LightningModule:
@@ -65,6 +71,8 @@ def build(algorithm: str) -> L.LightningModule:
         return GRPO(**common | {"policy": lora}, completions=2, beta=0.1, num_epochs=2, reference=reference)
     if algorithm == "dynamic":
         return GRPO(**common, completions=3, num_epochs=2, dynamic_sampling=3)
+    if algorithm == "ranked":
+        return RLOO(**common | {"rewards": ranked}, completions=2)
     if algorithm == "rloo":
         return RLOO(**common, completions=3, num_epochs=2, normalise_advantages=True)
     return ReinforcePP(**common, num_epochs=2)
@@ -86,13 +94,13 @@ class Keep(L.Callback):
             torch.save({"weights": mine, "steps": self.steps}, self.out)
 
 
-def batches(processes: int, rank: int, repeat: int, rows: int) -> list[Forest]:
+def batches(shares: int, rank: int, repeat: int, rows: int) -> list[Forest]:
     """Eight prompts a rollout, shared out; each batch as often as a rollout has steps."""
     found = []
     for first in range(0, rows, 8):
         prompts = [[5 + (first + i) % 40, 6, 7 + i % 3] for i in range(8)]
         whole = Forest.from_lists(prompts, [[]] * 8, rows=range(first, first + 8))
-        share = 8 // processes
+        share = 8 // shares
         found += [whole.select(range(rank * share, (rank + 1) * share))] * repeat
     return found
 
@@ -100,9 +108,11 @@ def batches(processes: int, rank: int, repeat: int, rows: int) -> list[Forest]:
 def main(algorithm: str, strategy: str, processes: int, out: str) -> None:
     torch.set_num_threads(1)
     L.seed_everything(3, verbose=False)
+    # Under tensor parallelism two read the same rows.
+    shares = max(1, processes // 2) if strategy == "tensor" else processes
     spread: Any = strategy
-    if strategy == "fsdp":
-        spread = ModelParallelStrategy(processes, 1)
+    if strategy in ("fsdp", "tensor"):
+        spread = ModelParallelStrategy(shares, processes // shares)
     if strategy == "zero2":
         spread = ZeroStrategy(2)
     trainer = L.Trainer(
@@ -120,7 +130,7 @@ def main(algorithm: str, strategy: str, processes: int, out: str) -> None:
         callbacks=[Keep(out)],
     )
     module: Any = build(algorithm)
-    data = batches(processes, trainer.global_rank, module.steps_per_rollout, 8 * STEPS)
+    data = batches(shares, trainer.global_rank * shares // processes, module.steps_per_rollout, 8 * STEPS)
     trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
 
 

@@ -124,6 +124,23 @@ MODULES = {
 
 
 MODULES |= {
+    "split_actor_critic": lambda: Valued(dict(SPLIT), "shared"),
+    "split_critic": lambda: Valued(dict(SPLIT), "own"),
+    "split_value_adapter": lambda: Valued(SPLIT_LORA, "adapter", lr=0.003),
+    "split_sft_parts": lambda: SFT(dict(SPLIT), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
+    "split_sft_tied": lambda: SFT(
+        SPLIT | {"architecture": SPLIT["architecture"] | {"tie_word_embeddings": True}}, lr=0.03
+    ),
+    "split_qwen3": lambda: SFT(
+        {"architecture": SPLIT["architecture"] | {"model_type": "qwen3", "head_dim": 4}, "seed": 1}, lr=0.03
+    ),
+    "split_qwen2": lambda: SFT(
+        {"architecture": SPLIT["architecture"] | {"model_type": "qwen2"}, "seed": 1}, lr=0.03
+    ),
+    "split_checkpointed": lambda: SFT(SPLIT_LORA | {"gradient_checkpointing": True}, lr=0.003),
+    "split_padded": lambda: SFT(
+        {"architecture": SPLIT["architecture"] | {"model_type": "gpt_neox"}, "seed": 1}, lr=0.03
+    ),
     "split_sft": lambda: SFT(dict(SPLIT), lr=0.03),
     "split_sft_lora": lambda: SFT(SPLIT_LORA, lr=0.003),
     "split_reward": lambda: RewardModel(dict(SPLIT), lr=0.03),

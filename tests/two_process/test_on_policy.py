@@ -22,8 +22,33 @@ FSDP = ["ppo", "ppo_critic", "ppo_full_kl", "ppo_full_kl_lora"]
     ("algorithm", "strategy"), [(name, "ddp") for name in DDP] + [(name, "fsdp") for name in FSDP]
 )
 def test_two_processes_equal_one(forked, algorithm, strategy, tmp_path):
+    assert_same(forked, algorithm, strategy, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "processes"),
+    [(name, 2) for name in ("ppo", "ppo_critic", "ppo_lora", "grpo")] + [("ppo", 4), ("rloo", 4)],
+)
+def test_split_products_equal_one_process(forked, algorithm, processes, tmp_path):
+    """Two processes share each product, and write the same completions; of four, two and two do."""
+    assert_same(forked, algorithm, "tensor", processes, tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_that_read_the_same_rows_hear_one_judge(forked, tmp_path):
+    """A mean over both processes of 0 in the first and 1 in the second: 0, where only the first counts."""
+    found = []
+    for strategy in ("ddp", "tensor"):
+        forked("on_policy", 2, tmp_path, "ranked", strategy, 2, tmp_path / "two.pt")
+        steps = torch.load(tmp_path / "two.pt", weights_only=True)["steps"]
+        found.append([step["train/rewards/ranked/mean"] for step in steps])
+    assert found == [[0.5] * 5, [0.0] * 5]
+
+
+def assert_same(forked, algorithm, strategy, processes, tmp_path):
     forked("on_policy", 1, tmp_path, algorithm, strategy, 1, tmp_path / "one.pt")
-    forked("on_policy", 2, tmp_path, algorithm, strategy, 2, tmp_path / "two.pt")
+    forked("on_policy", processes, tmp_path, algorithm, strategy, processes, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert one["weights"].keys() == two["weights"].keys()
     for name, weight in one["weights"].items():
