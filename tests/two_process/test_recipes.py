@@ -34,6 +34,8 @@ def fit(folder: Path, name: str, **more: str) -> None:
     options = {**SMALL, "data.train": DATA[content["data"]["class_path"].rpartition(".")[2]]}
     if "quantization" in content["model"]["init_args"]["policy"]:
         pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
+    if str(content["trainer"]["strategy"]).startswith("zero"):
+        pytest.importorskip("deepspeed", reason="ZeRO is DeepSpeed's: pip install 'lit-align[deepspeed]'")
     if isinstance(content["trainer"]["strategy"], dict):
         options["trainer.strategy.tensor_parallel_size"] = "2"
     if more.get("trainer.strategy"):
