@@ -23,9 +23,12 @@ from lit_align.runtime.seeds import derive
 
 if TYPE_CHECKING:
     from lit_align.algorithms.on_policy import OnPolicy
+    from lit_align.algorithms.sampling_module import SamplingModule
 
 
-def generate(module: "OnPolicy", prompts: Forest, purpose: str, completions: int | None = None) -> Forest:
+def generate(
+    module: "SamplingModule", prompts: Forest, purpose: str, completions: int | None = None
+) -> Forest:
     """Complete each prompt of a batch.
 
     Args:
@@ -76,14 +79,14 @@ def _check_probabilities(forest: Forest, purpose: str) -> None:
         )
 
 
-def reward(module: "OnPolicy", forest: Forest) -> RewardResult:
+def reward(module: "SamplingModule", forest: Forest) -> RewardResult:
     """What the rewards say of completions; where they stop one process, they stop all."""
     with together("it rewarded completions"):
         result: RewardResult = module.rewards(forest, module.tokenizer, module.rollouts)
     return _of_first_copy(module, result)
 
 
-def _of_first_copy(module: "OnPolicy", result: RewardResult) -> RewardResult:
+def _of_first_copy(module: "SamplingModule", result: RewardResult) -> RewardResult:
     """What the first of the processes that read the same rows was told: a judge may change its mind."""
     mesh = module.device_mesh
     if mesh is None or data_place(module.trainer).copies == 1:
@@ -123,7 +126,7 @@ def judge(module: "OnPolicy", forest: Forest, rewarded: RewardResult) -> tuple[F
 
 
 @torch.no_grad()
-def evaluate(module: "OnPolicy", batch: Forest) -> tuple[Forest, RewardResult, dict[str, Metric]]:
+def evaluate(module: "SamplingModule", batch: Forest) -> tuple[Forest, RewardResult, dict[str, Metric]]:
     """One completion of each held-out prompt, its rewards, and what to report of them."""
     with module.rollout_mode():
         forest = generate(module, batch, "evaluation", completions=1)
@@ -136,7 +139,7 @@ def evaluate(module: "OnPolicy", batch: Forest) -> tuple[Forest, RewardResult, d
     return forest, rewarded, metrics
 
 
-def reference_logps(module: "OnPolicy", forest: Forest) -> Tensor:
+def reference_logps(module: "SamplingModule", forest: Forest) -> Tensor:
     """``[N]`` log-probs of the reference at the temperature of the rollout."""
     logps: Tensor = module.reference.score(forest, module.temperature)
     return logps

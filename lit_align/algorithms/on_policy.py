@@ -5,36 +5,31 @@ One minibatch is one ``training_step`` of automatic optimisation, so clipping, a
 policy answers the prompts of that batch, is rewarded, and the buffer is full again.
 """
 
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_align.algorithms import collection, rollout_state, rounds
-from lit_align.algorithms.base import AlignModule, LossAverage, TokenizerLike
+from lit_align.algorithms.base import LossAverage, TokenizerLike
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.algorithms.rounds import Completion, Responses
+from lit_align.algorithms.rounds import Completion
+from lit_align.algorithms.sampling_module import SamplingModule
 from lit_align.batches import Forest
 from lit_align.models.config import PolicyLike
 from lit_align.outputs import LossOutput, Metric
 from lit_align.rollouts.buffer import RolloutBuffer, minibatch_plan
-from lit_align.rollouts.correction import SamplerCorrection, correction_for
+from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generate import Prompt
 from lit_align.rollouts.generator import Generator
-from lit_align.rollouts.reward_set import RewardResult, RewardSet, RewardsLike
+from lit_align.rollouts.reward_set import RewardResult, RewardsLike
 from lit_align.rollouts.sampling import Sampling
-from lit_align.rollouts.sharded import check_sampling
-from lit_align.runtime.data_place import data_place
 from lit_align.runtime.seeds import derive
-from lit_align.scoring.policy import Policy
-from lit_align.scoring.references import NoReference, Reference, default_reference
+from lit_align.scoring.references import Reference
 
 
-class OnPolicy(AlignModule):
+class OnPolicy(SamplingModule):
     """A policy that learns from its own completions.
 
     An algorithm says what a rollout is worth (:meth:`experience`) and what the loss of a minibatch is
@@ -79,29 +74,17 @@ class OnPolicy(AlignModule):
         optim: OptimConfig | None,
         loss_average: LossAverage,
     ) -> None:
-        super().__init__(policy, tokenizer, lr, optim, loss_average)
-        for name, value in (
-            ("completions", completions),
-            ("num_epochs", num_epochs),
-            ("num_minibatches", num_minibatches),
-        ):
+        super().__init__(
+            policy, tokenizer, reference, rewards, sampling, generator, completions, correction,
+            lr, optim, loss_average,
+        )  # fmt: skip
+        for name, value in (("num_epochs", num_epochs), ("num_minibatches", num_minibatches)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.reference: Any = reference
-        self.rewards = RewardSet([]) if rewards is None else RewardSet.build(rewards)
-        self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling or Sampling()
-        self._generator = generator
-        self.completions = completions
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
-        self.correction = correction_for(generator, correction)
         self.target_kl = target_kl
         self.buffer = RolloutBuffer()
-        #: Rollouts made so far: what their randomness is derived from.
-        self.rollouts = 0
-        #: How often the generator was given weights: each time is a version of its own.
-        self.versions = 0
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         #: Micro-batches of the window that is still open.
         self.open = 0
         #: What was before it: the rollouts made, and both states.
@@ -124,65 +107,13 @@ class OnPolicy(AlignModule):
         """
 
     @property
-    def uses_reference(self) -> bool:
-        """Whether the reference's log-probs are wanted."""
-        return True
-
-    @property
     def steps_per_rollout(self) -> int:
         """Training steps (minibatches) that one batch of prompts is good for; the data module asks."""
         return self.num_epochs * self.num_minibatches
 
-    @property
-    def temperature(self) -> float:
-        """What logits are divided by wherever log-probs are compared with the sampler's."""
-        return self.sampling.temperature or 1.0
-
-    @property
-    def generator(self) -> Generator:
-        """What samples completions."""
-        if self._generator is None:
-            from lit_align.rollouts.native import NativeGenerator
-
-            self._generator = NativeGenerator()
-        return self._generator
-
-    def score_options(self, logging: bool) -> dict[str, Any]:
-        """The entropy on steps that log."""
-        wanted = {"entropy"} if logging else set()
-        return {"statistics": frozenset(wanted), "temperature": self.temperature}
-
-    # -- model -----------------------------------------------------------------------------------
-
-    def build(self, model: Any) -> Policy:
-        """A policy without dropout of its own, so that what it samples and what it scores are the same.
-
-        An adapter's (``lora.dropout``) is the user's wish and stays in training steps (sampling and the old
-        log-probs are without): with it, ratios hold its noise from the second update of a rollout on.
-        """
-        from lit_align.models.build import build_causal_lm
-        from lit_align.models.dropout import remove_dropout
-
-        policy = Policy(build_causal_lm(model))
-        remove_dropout(policy.model)
-        return policy
-
-    def attach(self) -> None:
-        """Make the reference from the policy as it is now, and load what judges it."""
-        if self.reference is None:
-            self.reference = default_reference(self.policy) if self.uses_reference else NoReference()
-        self.reference.attach(self.policy, self.model_config)
-        self.rewards.attach(self.policy, self.tokenizer if self.has_tokenizer else None)
-
     def setup(self, stage: str) -> None:
-        """Ask for rewards before anything is loaded, and forget what another fit left half used."""
-        if not self.rewards.configs:
-            raise ValueError(
-                f"{type(self).__name__} has no rewards: give a function, a model, or a list of them "
-                "(rewards: numeric_answer); only step() is given rewards and needs none"
-            )
+        """Also forget what another fit left half used."""
         super().setup(stage)
-        check_sampling(self.trainer.strategy)
         if stage == "fit":
             # A checkpoint is read after this.
             self.buffer.clear()
@@ -190,11 +121,6 @@ class OnPolicy(AlignModule):
             self.forget_minibatch()
 
     # -- rollouts --------------------------------------------------------------------------------
-
-    def hand_over(self) -> None:
-        """Give the generator the weights of now; one in another process would answer with older ones."""
-        self.generator.sync(self.policy, self.versions)
-        self.versions += 1
 
     @torch.no_grad()
     def rollout(self, prompts: Forest) -> tuple[Forest, dict[str, Metric]]:
@@ -231,15 +157,6 @@ class OnPolicy(AlignModule):
         )
         self.buffer.fill(experience, plan, source)
         self.rollouts += 1
-
-    @contextmanager
-    def rollout_mode(self) -> Iterator[None]:
-        """The precision of the trainer, in hooks where it is not in force by itself."""
-        if self._trainer is None:
-            yield
-            return
-        with self.trainer.precision_plugin.forward_context():
-            yield
 
     def _check_accumulation(self) -> None:
         every = self.trainer.accumulate_grad_batches
@@ -324,50 +241,7 @@ class OnPolicy(AlignModule):
             self._moved.append(output.metrics["policy/approxkl_avg"])
         return output
 
-    def on_validation_start(self) -> None:
-        """Held-out prompts are answered by the weights that are validated."""
-        self.hand_over()
-
-    def on_test_start(self) -> None:
-        """Test prompts are answered by the weights that are tested."""
-        self.hand_over()
-
-    def on_predict_start(self) -> None:
-        """Predictions are those of the present weights."""
-        self.hand_over()
-
-    def validation_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
-        """Answer held-out prompts, and collect rewards and lengths; callbacks are given the answers."""
-        answered, _, metrics = collection.evaluate(self, batch)
-        self._reports.append(metrics)
-        return {"answers": answered}
-
-    def test_step(self, batch: Forest, batch_idx: int) -> None:
-        """Answer test prompts, and collect rewards and lengths."""
-        self._reports.append(collection.evaluate(self, batch)[2])
-
-    def predict_step(self, batch: Forest, batch_idx: int) -> dict[str, Any]:
-        """Completions of prompts with their rewards, one entry per completion."""
-        forest, rewarded, _ = collection.evaluate(self, batch)
-        texts = self.tokenizer.batch_decode([c for _, c, _ in forest.sequences()], skip_special_tokens=True)
-        return {
-            "row": [forest.rows[p] for p in forest.parents],
-            "completion": texts,
-            "finished": forest.completion_columns["finished"].tolist(),
-            **{name: rewarded.table[:, i].tolist() for i, name in enumerate(rewarded.names)},
-        }
-
     # -- by hand ---------------------------------------------------------------------------------
-
-    def respond(self, prompts: Sequence[Prompt], *, seed: int = 0, completions: int = 1) -> Responses:
-        """Answer prompts, without a trainer.
-
-        Args:
-            prompts: texts, or conversations (lists of ``{"role": ..., "content": ...}``).
-            seed: of the sampling.
-            completions: per prompt.
-        """
-        return rounds.respond(self, prompts, seed=seed, completions=completions)
 
     def step(
         self,
@@ -417,10 +291,6 @@ class OnPolicy(AlignModule):
     def load_process_states(self, states: Sequence[list[Any]], rank: int, world_size: int) -> None:
         """Take up this process's part of what :meth:`process_state` gave on each process."""
 
-    def saved_names(self) -> frozenset[str]:
-        """The trainable weights, and those of a reference that moves."""
-        return super().saved_names() | self.reference.saved_names()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the rollout that is half used, and what its successors will depend on."""
         super().on_save_checkpoint(checkpoint)
@@ -431,13 +301,3 @@ class OnPolicy(AlignModule):
         """Go on with the rollout that was half used."""
         super().on_load_checkpoint(checkpoint)
         rollout_state.take_up(self, checkpoint["on_policy"])
-
-    # -- the rest --------------------------------------------------------------------------------
-
-    def sum_over_ranks(self, sums: Tensor) -> Tensor:
-        """A tensor of sums, added over all processes."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return sums
-        total: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        # Rows that several processes read are counted once.
-        return total / data_place(self.trainer).copies

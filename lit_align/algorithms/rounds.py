@@ -17,6 +17,7 @@ from lit_align.rollouts.reward_set import RewardResult
 
 if TYPE_CHECKING:
     from lit_align.algorithms.on_policy import OnPolicy
+    from lit_align.algorithms.sampling_module import SamplingModule
 
 #: A completion: its text, or its token ids.
 Completion = str | Sequence[int]
@@ -43,8 +44,8 @@ class Responses:
     prompts: list[int]
 
 
-def respond(module: "OnPolicy", prompts: Sequence[Prompt], *, seed: int, completions: int) -> Responses:
-    """Answers to prompts, texts or conversations; see :meth:`OnPolicy.respond`."""
+def respond(module: "SamplingModule", prompts: Sequence[Prompt], *, seed: int, completions: int) -> Responses:
+    """Answers to prompts, texts or conversations; see :meth:`SamplingModule.respond`."""
     module.configure_model()
     ids = [encode_prompt(module.tokenizer, prompt, i) for i, prompt in enumerate(prompts)]
     batch = Forest.from_lists(ids, [[] for _ in ids]).to(module.device)
