@@ -34,7 +34,8 @@ class NanGuard(L.Callback):
 
     The losses of the window and the gradients are looked at before the optimiser uses them, the weights
     after it, before any checkpoint is written: one pass over each, and one wait for the device each.
-    Where a precision scales the loss and skips steps by itself (16-mixed), gradients are left to it.
+    Where a precision scales the loss and skips steps by itself (16-mixed), gradients are left to it. DeepSpeed
+    looks at them itself, and the step that it leaves out is where the run stops.
 
     Batches that have ``rows`` (as those of this package) are named by them.
 
@@ -89,6 +90,8 @@ class NanGuard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the weights, after a step."""
+        if at_step_boundary(trainer) and getattr(trainer.strategy, "left_step_out", False):
+            self._stop(trainer, "gradient", self._last, "", done=1)
         if not at_step_boundary(trainer) or trainer.global_step % self.weights_every_n_steps:
             return
         trained = [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]

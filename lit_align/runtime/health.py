@@ -1,10 +1,13 @@
 """Is everything a finite number? Asked of many tensors at once, with one number that waits on the device."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from lit_align.runtime.zero_state import is_partitioned
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -50,5 +53,11 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    own = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-    return [t.detach() for t in own if t.numel()]
+    return [t.detach() for t in map(_own, tensors) if t.numel()]
+
+
+def _own(tensor: Any) -> Tensor:
+    if is_partitioned(tensor):
+        part: Tensor = tensor.ds_tensor
+        return part
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

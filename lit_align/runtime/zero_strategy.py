@@ -109,6 +109,12 @@ class ZeroStrategy(DeepSpeedStrategy):
             zero: Any = self.deepspeed_engine.optimizer
             zero.custom_loss_scaler = False
 
+    @property
+    def left_step_out(self) -> bool:
+        """Whether gradients that were not finite changed nothing; of float16, whose scale may do so, never."""
+        engine: Any = self.deepspeed_engine
+        return not engine.fp16_enabled() and not engine.was_step_applied()
+
     # -- setting up ------------------------------------------------------------------------------
 
     def setup_environment(self) -> None:

@@ -95,3 +95,11 @@ def test_algorithms_that_sample_equal_one_process(algorithm, forked, tmp_path):
     assert one["weights"].keys() == two["weights"].keys()
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, rtol=1e-5, atol=2e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STAGES)
+def test_a_gradient_that_is_no_number_stops_the_run(strategy, run, tmp_path):
+    """DeepSpeed would leave the step out and go on."""
+    with pytest.raises(AssertionError, match="gradient not finite at optimiser step 1"):
+        run("broken", strategy, 2, tmp_path / "two.pt")
