@@ -9,17 +9,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_align.callbacks.model_lookup import find_model, find_tokenizer_or_none, models_in
 from lit_align.callbacks.schedule import Schedule
 from lit_align.models.export import critic_parts, save_pretrained_dir
-from lit_align.models.sharding import whole_weights
+from lit_align.models.whole_weights import whole_weights, without_wrappers
 
 
 class ExportHF(L.Callback):
-    """Write the trained model and its tokenizer, whole, under any strategy that has whole weights.
+    """Write the trained model and its tokenizer, whole, under any strategy.
 
-    Works with any module that holds a model of transformers, or of peft around one. Under FSDP2 and tensor
-    parallelism the weights are put together one at a time, on the host of process zero. The directory loads
-    with ``from_pretrained``. A value head on the policy (``policy.value_head``) is written beside it as
-    ``value_head.safetensors``, and a critic (``critic``, with ``model`` and ``value_head``) into the folder
-    ``critic``.
+    Works with any module that holds a model of transformers, or of peft around one. Under FSDP of both
+    generations, tensor parallelism and DeepSpeed the weights are put together on the host of process zero.
+    The directory loads with ``from_pretrained``. A value head on the policy (``policy.value_head``) is
+    written beside it as ``value_head.safetensors``, and a critic (``critic``, with ``model`` and
+    ``value_head``) into the folder ``critic``.
 
     Args:
         directory: where to; ``export`` in the trainer's directory by default. With ``every_n_steps`` each
@@ -79,11 +79,13 @@ class ExportHF(L.Callback):
         value_head = getattr(getattr(pl_module, "policy", None), "value_head", None)
         critic = critic_parts(getattr(pl_module, "critic", None))
         # Where weights are sharded, all processes give their part.
-        whole = whole_weights([model, value_head, *(critic[:2] if critic else ())])
+        parts = [model, value_head, *(critic[:2] if critic else ())]
+        whole = whole_weights(parts, trainer.strategy.model)
         if trainer.is_global_zero:
             path = self.directory or Path(trainer.default_root_dir) / "export"
             if self._schedule.every_n_steps is not None:
                 path /= f"step_{trainer.global_step:06d}"
             tokenizer = find_tokenizer_or_none(pl_module, self._tokenizer_name, trainer.datamodule)
-            save_pretrained_dir(model, tokenizer, path, self.merge, value_head, critic, whole)
+            with without_wrappers(parts):
+                save_pretrained_dir(model, tokenizer, path, self.merge, value_head, critic, whole)
         trainer.strategy.barrier("export")

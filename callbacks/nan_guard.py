@@ -34,8 +34,8 @@ class NanGuard(L.Callback):
 
     The losses of the window and the gradients are looked at before the optimiser uses them, the weights
     after it, before any checkpoint is written: one pass over each, and one wait for the device each.
-    Where a precision scales the loss and skips steps by itself (16-mixed), gradients are left to it. DeepSpeed
-    looks at them itself, and the step that it leaves out is where the run stops.
+    Where a precision scales the loss and skips steps by itself (16-mixed), gradients are left to it.
+    DeepSpeed looks at them itself, and the step that it leaves out is where the run stops.
 
     Batches that have ``rows`` (as those of this package) are named by them.
 

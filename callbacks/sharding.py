@@ -18,9 +18,10 @@ def refuse_spread(trainer: Any, owner: str) -> None:
         ValueError: under FSDP of the first generation, or DeepSpeed's ZeRO 3.
     """
     strategy = trainer.strategy
-    name = type(strategy).__name__
-    if name == "FSDPStrategy" or getattr(strategy, "zero_stage_3", False):
-        what = f"{name}, ZeRO 3," if name != "FSDPStrategy" else name
+    # By name, because Lightning comes in two packages.
+    wrapped = any(kind.__name__ == "FSDPStrategy" for kind in type(strategy).__mro__)
+    if wrapped or getattr(strategy, "zero_stage_3", False):
+        what = "FSDPStrategy" if wrapped else f"{type(strategy).__name__}, ZeRO 3,"
         raise ValueError(
             f"{owner} reads the model between steps, and {what} has no whole weights there; use fsdp2 "
             "(ModelParallelStrategy), zero2 or ddp"

@@ -68,7 +68,7 @@ def save_pretrained_dir(
         value_head: on the model's own states; written beside it as ``value_head.safetensors``.
         critic: written into the folder ``critic`` of the directory.
         whole: the whole weights of those that are sharded and hold a part of them themselves
-            (:func:`lit_align.models.sharding.whole_weights`).
+            (:func:`lit_align.models.whole_weights.whole_weights`).
 
     Returns:
         The directory.

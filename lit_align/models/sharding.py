@@ -4,15 +4,11 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from lit_align.models.tensor_parallel import DIMENSION, split
-from lit_align.runtime.zero_state import gathered, is_partitioned
 
 logger = logging.getLogger(__name__)
 
@@ -78,23 +74,6 @@ def separate(scorers: Iterable[nn.Module]) -> None:
         owned |= {id(parameter) for parameter in scorer.parameters()}
 
 
-def whole_weights(modules: Iterable[nn.Module | None]) -> dict[nn.Module, dict[str, Tensor]]:
-    """The weights of sharded modules on the CPU of process zero, nothing on the others; all call this.
-
-    Returns:
-        By module; one that is not sharded, and has its weights itself, is not in it.
-    """
-    found: dict[nn.Module, Any] = {}
-    for module in modules:
-        if module is not None and any(isinstance(p, DTensor) for p in module.parameters()):
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            whole: dict[str, Any] = get_model_state_dict(module, options=options)
-            found[module] = _tied(module, whole)
-        elif module is not None and any(is_partitioned(p) for p in module.parameters()):
-            found[module] = _tied(module, _put_together(module))
-    return found
-
-
 def _refuse_quantised(scorer: Any) -> Any:
     model = scorer.model
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -103,25 +82,6 @@ def _refuse_quantised(scorer: Any) -> Any:
             "quantised weights cannot be sharded here: leave quantization out, or use the ddp strategy"
         )
     return inner
-
-
-def _put_together(module: nn.Module) -> dict[str, Tensor]:
-    # As ZeRO 3 spreads them; those of one process are the only ones kept.
-    state: dict[str, Tensor] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        with gathered(value):
-            if torch.distributed.get_rank() == 0:
-                state[name] = value.detach().to("cpu", copy=True)
-    return state
-
-
-def _tied(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Gathered one by one, tied weights have come apart, and would be written twice.
-    first: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if name in state:
-            state[name] = state[first.setdefault(id(parameter), name)]
-    return state
 
 
 def layers(model: Any) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_align.models.export import save_pretrained_dir
-from lit_align.models.sharding import whole_weights
+from lit_align.models.whole_weights import whole_weights
 from lit_align.rollouts.http_json import JsonClient
 from lit_align.runtime.agreement import is_zero, of_zero, together
 from lit_align.scoring.adapters import has_adapters

@@ -111,7 +111,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def left_step_out(self) -> bool:
-        """Whether gradients that were not finite changed nothing; of float16, whose scale may do so, never."""
+        """Whether gradients that were not finite changed nothing; never of float16, whose scale may do so."""
         engine: Any = self.deepspeed_engine
         return not engine.fp16_enabled() and not engine.was_step_applied()
 

@@ -1,8 +1,8 @@
 """A short run with callbacks, of a foreign module or one of ours; rank 0 writes what they found.
 
-Arguments: ``STRATEGY PROCESSES OUT MODULE [CHECKPOINT]``, with ``ddp`` or ``fsdp2``, and ``stranger``,
-``stranger_lora``, ``dpo_lora``, ``grpo_lora`` or ``ppo``; ``..._bare`` runs without what only looks on. With
-a checkpoint of the same the run goes on to step 6.
+Arguments: ``STRATEGY PROCESSES OUT MODULE [CHECKPOINT]``, with ``ddp``, ``fsdp2`` or ``zero2``, and
+``stranger``, ``stranger_lora``, ``dpo_lora``, ``grpo_lora`` or ``ppo``; ``..._bare`` runs without what only
+looks on. With a checkpoint of the same the run goes on to step 6.
 """
 
 import json
@@ -35,6 +35,7 @@ from lit_align.callbacks import (
 from lit_align.datamodules import PreferenceDataModule
 from lit_align.models.sharding import layers
 from lit_align.models.tokenizers import load_tokenizer
+from lit_align.runtime.zero_strategy import ZeroStrategy
 from lit_align.scoring.adapters import snapshot_adapter
 from lit_align.scoring.references import FrozenCopy
 
@@ -163,10 +164,13 @@ def main(strategy: str, processes: int, out: Path, kind: str, checkpoint: str | 
     sharded: Any = ModelParallelStrategy(
         processes, 1, save_distributed_checkpoint=kind.startswith("stranger")
     )
+    chosen = sharded if strategy == "fsdp2" else "ddp" if processes > 1 else "auto"
+    if strategy == "zero2":
+        chosen = ZeroStrategy(2)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy=sharded if strategy == "fsdp2" else "ddp" if processes > 1 else "auto",
+        strategy=chosen,
         max_steps=6 if checkpoint else 3,
         val_check_interval=3,
         limit_val_batches=3,

@@ -80,6 +80,7 @@ def serve() -> None:
         for name in (
             "callback_faults",
             "callback_runs",
+            "exports",
             "failures",
             "on_policy",
             "rollouts",

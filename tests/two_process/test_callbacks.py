@@ -81,6 +81,14 @@ def test_two_processes_equal_one(module: str, forked: Any, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["stranger", "dpo_lora"])
+def test_two_processes_under_deepspeed_equal_one(module: str, forked: Any, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="ZeRO is DeepSpeed's: pip install 'lit-align[deepspeed]'")
+    one = run(forked, module, "ddp", 1, tmp_path / "one")
+    assert_same(one, run(forked, module, "zero2", 2, tmp_path / "zero2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["stranger", "dpo_lora"])
 def test_what_callbacks_keep_goes_on_under_sharding(module: str, forked: Any, tmp_path: Path) -> None:
     """The average of weights, and the reference that follows, out of a sharded checkpoint."""
     for strategy, processes in (("ddp", 1), ("fsdp2", 2)):
