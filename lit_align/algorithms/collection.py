@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def generate(
-    module: "SamplingModule", prompts: Forest, purpose: str, completions: int | None = None
+    module: "SamplingModule",
+    prompts: Forest,
+    purpose: str,
+    completions: int | None = None,
+    before: Sequence[int] = (),
 ) -> Forest:
     """Complete each prompt of a batch.
 
@@ -37,6 +42,7 @@ def generate(
         purpose: names the randomness: the same purpose, rows and weights give the same completions, whatever
             the batch and the number of processes.
         completions: per prompt; those of a rollout by default.
+        before: rows that were completed for the same purpose already.
 
     Returns:
         The prompts with their completions, and the columns of
@@ -44,7 +50,7 @@ def generate(
     """
     count = completions or module.completions
     ids, offsets = prompts.prompt_ids.tolist(), prompts.prompt_offsets
-    seen: Counter[int] = Counter()
+    seen: Counter[int] = Counter(before)
     seeds = []
     for row in prompts.rows:
         # A mixture may hold a row twice; its copies are no copies of each other's completions.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.collection import generate, judge, reward
-from lit_align.algorithms.rollout_metrics import groups_of
+from lit_align.algorithms.collection import generate, judge, reference_logps, reward
+from lit_align.algorithms.rollout_metrics import completion_metrics, groups_of, reward_metrics
 from lit_align.batches import Forest
 from lit_align.functional.group_advantages import group_statistics, weighted_rewards
 from lit_align.outputs import Metric, merge_metrics
@@ -45,7 +45,8 @@ class DynamicSampling:
         asked = rounds = lacking = 0
         while True:
             span = range(asked, min(asked + self.groups, prompts.num_prompts))
-            forest = generate(module, prompts.select(span), f"rollout {module.rollouts}")
+            part = prompts.select(span)
+            forest = generate(module, part, f"rollout {module.rollouts}", before=prompts.rows[:asked])
             parts.append((forest, reward(module, forest)))
             asked, rounds = span.stop, rounds + 1
             found = sum(int(has_spread(*part).sum()) for part in parts)
@@ -58,6 +59,8 @@ class DynamicSampling:
         whole, rewarded = _joined(parts)
         keep = _with_spread_first(has_spread(whole, rewarded), self.groups)
         experience, metrics = judge(module, whole.select(keep), _of_prompts(rewarded, whole, keep))
+        # Of everything that was sampled: groups were chosen by their rewards, and say little of the policy's.
+        metrics |= completion_metrics(whole) | reward_metrics(whole, rewarded, module.sum_over_ranks)
         device = experience.device
         metrics["dynamic_sampling/rounds"] = Metric.mean(torch.tensor([float(rounds)], device=device))
         share = 1 - lacking / self.groups
@@ -69,7 +72,8 @@ class ReplayBuffer:
     """Groups with spread, kept, and put in the place of groups without.
 
     The best groups by the mean size of their advantages stay; a replayed completion keeps the log-probs of
-    the policy that sampled it, so its ratios say how old it is.
+    the policy that sampled it, so its ratios say how old it is. The reference is asked again
+    (:func:`with_present_reference`).
 
     Args:
         size: how many groups to keep, per process.
@@ -120,6 +124,29 @@ class ReplayBuffer:
         generator = torch.Generator().manual_seed(derive(seed, "replay", index))
         drawn = torch.multinomial(weights, min(count, len(self.groups)), generator=generator)
         return [self.groups[i] for i in drawn.tolist()]
+
+
+def with_present_reference(module: "OnPolicy", rollout: Forest) -> Forest:
+    """The same rollout, with what the reference of now says of replayed completions.
+
+    It may have moved since they were kept (`EMA`, `SyncReference`).
+
+    Args:
+        module: whose reference.
+        rollout: with the columns ``replayed`` and ``reference_logps``.
+    """
+    replayed = rollout.completion_columns["replayed"]
+    old = replayed.tolist()
+    prompts = sorted({p for c, p in enumerate(rollout.parents) if old[c]})
+    # Agreed among processes: weights that are spread are gathered by all of them or by none.
+    if not int(module.sum_over_ranks(torch.tensor([float(len(prompts))], device=rollout.device))):
+        return rollout
+    logps = reference_logps(module, rollout.select(prompts or [0]))
+    if not prompts:
+        return rollout
+    column = rollout.token_columns["reference_logps"].clone()
+    column[replayed[rollout.sequence]] = logps.to(column.dtype)
+    return rollout.with_token_column("reference_logps", column)
 
 
 def has_spread(forest: Forest, rewarded: RewardResult) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import LossAverage, TokenizerLike
-from lit_align.algorithms.group_sampling import DynamicSampling, ReplayBuffer
+from lit_align.algorithms.group_sampling import DynamicSampling, ReplayBuffer, with_present_reference
 from lit_align.algorithms.hparams import plain_arguments
 from lit_align.algorithms.on_policy import OnPolicy
 from lit_align.algorithms.optim import OptimConfig
@@ -194,7 +194,10 @@ class GRPO(OnPolicy):
         )
         if self.mask_truncated:
             rollout = without_truncated(rollout)
-        return rollout if self.replay is None else self.replay.exchange(rollout, self.seed, self.rollouts), {}
+        if self.replay is not None:
+            rollout = self.replay.exchange(rollout, self.seed, self.rollouts)
+            rollout = with_present_reference(self, rollout) if self.uses_reference else rollout
+        return rollout, {}
 
     # -- loss ------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """A minibatch of experience, its policy loss, and what is reported of it. Names are TRL's."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from lit_align.algorithms.rollout_metrics import groups_of
 from lit_align.batches import Forest
 from lit_align.functional.advantages import AdvantageEstimator, Experience
 from lit_align.functional.group_advantages import Reduce, weighted_rewards
-from lit_align.functional.segments import segment_mean
+from lit_align.functional.segments import segment_mean, segment_sum
+from lit_align.losses.cispo import RATIO_CAP, cispo
 from lit_align.losses.policy import Decisions, PolicyObjective
 from lit_align.losses.ppo import clipped_high, clipped_low
+from lit_align.losses.vespo import completion_weights, vespo
 from lit_align.outputs import LossOutput, Metric, Scores
 from lit_align.rollouts.reward_set import RewardResult
 
@@ -143,6 +146,8 @@ def step_metrics(tokens: Decisions, scores: Scores, batch: Forest, *, fresh: boo
     metrics = {
         "policy/approxkl_avg": Metric.mean(0.5 * moved**2, mask),
         "val/ratio": Metric.mean(moved.exp(), mask),
+        # About the mean that ratios have under the policy that sampled.
+        "val/ratio_var": Metric.mean((moved.exp() - 1) ** 2, mask),
     }
     if scores.entropy is not None:
         metrics["policy/entropy_avg"] = Metric.mean(scores.entropy, mask)
@@ -156,15 +161,26 @@ def step_metrics(tokens: Decisions, scores: Scores, batch: Forest, *, fresh: boo
         )
     if "sampler_weights" in batch.token_columns:
         weights = batch.token_columns["sampler_weights"]
-        metrics["sampling/importance_sampling_ratio/mean"] = Metric.mean(weights, mask)
+        name = "sampling/importance_sampling_ratio"
+        metrics[f"{name}/mean"] = Metric.mean(weights, mask)
+        # Of no weight where no token counts: such a report is left out.
+        some = (mask != 0).any().float()
+        lowest, highest = (torch.where(mask != 0, weights, end) for end in (torch.inf, -torch.inf))
+        metrics[f"{name}/min"] = Metric(lowest.min(), some, "min")
+        metrics[f"{name}/max"] = Metric(highest.max(), some, "max")
     return metrics
 
 
 def clip_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Metric]:
-    """Shares of tokens whose gradient clipping takes away; nothing for losses that do not clip.
+    """What the bounds of a loss do to a minibatch; nothing for losses without.
 
-    TRL's ``clip_ratio/*``: at the level of importance of the loss; the extremes are those of completions.
+    TRL's ``clip_ratio/*``, shares of tokens whose gradient clipping takes away: at the level of importance of
+    the loss; the extremes are those of completions. CISPO caps weights (``cispo_clip_ratio``), and VESPO
+    weighs whole completions (``vespo/phi_seq_mean``).
     """
+    own = _OWN_METRICS.get(objective.loss.function)
+    if own is not None:
+        return own(objective, tokens)
     bounds = {k: v for k, v in objective.hyperparameters.items() if k in ("clip_range", "clip_range_high")}
     if "clip_range" not in objective.loss.signature.hyperparameters:
         return {}
@@ -178,6 +194,29 @@ def clip_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Met
         "clip_ratio/low_min": Metric.low(segment_mean(low, mask, tokens.sequence, tokens.completions)),
         "clip_ratio/high_max": Metric.high(segment_mean(high, mask, tokens.sequence, tokens.completions)),
     }
+
+
+def _cispo_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Metric]:
+    cap = objective.hyperparameters.get("ratio_cap", RATIO_CAP)
+    ratios = objective.at_own_level(tokens).ratios.detach()
+    capped = (ratios > cap) & (tokens.advantages > 0)
+    return {"cispo_clip_ratio": Metric.mean(capped.float(), tokens.mask)}
+
+
+def _vespo_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Metric]:
+    given = (tokens.logps, tokens.old_logps, tokens.advantages, tokens.mask, tokens.sequence)
+    weights = completion_weights(*given, tokens.completions, **objective.hyperparameters)
+    counted = (tokens.mask != 0).to(weights.dtype)
+    each = segment_mean(weights, counted, tokens.sequence, tokens.completions)
+    present = segment_sum(counted, tokens.sequence, tokens.completions) > 0
+    return {"vespo/phi_seq_mean": Metric.mean(each, present.float())}
+
+
+#: Losses that bound the policy's change in ways of their own.
+_OWN_METRICS: dict[Callable[..., Tensor], Callable[[PolicyObjective, Decisions], dict[str, Metric]]] = {
+    cispo: _cispo_metrics,
+    vespo: _vespo_metrics,
+}
 
 
 def without_truncated(rollout: Forest) -> Forest:

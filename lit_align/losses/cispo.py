@@ -2,8 +2,11 @@
 
 from torch import Tensor
 
+#: The largest ratio, unless another is given.
+RATIO_CAP = 5.0
 
-def cispo(ratios: Tensor, logps: Tensor, advantages: Tensor, *, ratio_cap: float = 5.0) -> Tensor:
+
+def cispo(ratios: Tensor, logps: Tensor, advantages: Tensor, *, ratio_cap: float = RATIO_CAP) -> Tensor:
     """Clipped importance sampling: every token keeps its gradient, with a bounded weight.
 
     MiniMax-M1 (arXiv 2506.13585) Eq. 4-5, with the upper bound alone: ``-sg(min(ρ, ε_high)) A log π``.

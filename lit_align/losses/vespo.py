@@ -39,10 +39,42 @@ def vespo(
     Returns:
         ``[N]`` one value per token.
     """
+    weights = completion_weights(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        sequence,
+        completions,
+        k_positive=k_positive,
+        lambda_positive=lambda_positive,
+        k_negative=k_negative,
+        lambda_negative=lambda_negative,
+    )
+    return -weights * advantages * logps
+
+
+def completion_weights(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    sequence: Tensor,
+    completions: int,
+    *,
+    k_positive: float = 2.0,
+    lambda_positive: float = 3.0,
+    k_negative: float = 3.0,
+    lambda_negative: float = 2.0,
+) -> Tensor:
+    """``[N]`` the weight ``φ(w)`` of the completion that each token belongs to, without gradient.
+
+    Its arguments are those of :func:`vespo`.
+    """
     log_ratios = sequence_sum_log_ratios(logps.detach(), old_logps, mask, sequence, completions)
     good = vespo_weights(log_ratios, k=k_positive, lambda_=lambda_positive)
     bad = vespo_weights(log_ratios, k=k_negative, lambda_=lambda_negative)
-    return -torch.where(advantages >= 0, good, bad) * advantages * logps
+    return torch.where(advantages >= 0, good, bad)
 
 
 def vespo_weights(log_ratios: Tensor, *, k: float, lambda_: float) -> Tensor:

@@ -144,7 +144,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ranked, order = logits.sort(dim=-1, descending=True)
     probabilities = ranked.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
+    before = running_sums(probabilities) - probabilities
     cut = before >= p
     cut[:, 0] = False
     return logits.masked_fill(torch.zeros_like(cut).scatter(1, order, cut), -torch.inf)
@@ -162,6 +162,23 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + float(np.log(p)), -torch.inf)
 
 
+def running_sums(probabilities: Tensor) -> Tensor:
+    """``[R, V]`` sums of each row up to and with each token, which never fall.
+
+    A GPU adds floats in an order of its own, and ``deterministic: true`` refuses it; whole numbers it adds
+    the same in any order.
+
+    Args:
+        probabilities: ``[R, V]`` in [0, 1], rows that sum to 1.
+    """
+    return whole_sums(probabilities) if probabilities.is_cuda else probabilities.cumsum(-1)
+
+
+def whole_sums(probabilities: Tensor) -> Tensor:
+    """Running sums ``[R, V]`` in float64 of probabilities rounded to 2^-40, exactly, in whatever order."""
+    return (probabilities.double() * 2.0**40).round().long().cumsum(-1).double() * 2.0**-40
+
+
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token a row from softmax(logits), by inverting the distribution function.
 
@@ -172,7 +189,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         ``[R]`` token ids; never one of probability 0.
     """
-    upto = logits.softmax(-1).cumsum(-1)
+    upto = running_sums(logits.softmax(-1))
     total = upto[:, -1:]
     # Below the total even after rounding, so that some token's interval holds it.
     place = torch.minimum(uniform[:, None].to(upto.dtype) * total, torch.nextafter(total, -total))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lit_align.algorithms.collection import judge
+from lit_align.algorithms.collection import generate, judge, reference_logps
 from lit_align.algorithms.group_sampling import (
     DynamicSampling,
     ReplayBuffer,
@@ -105,6 +105,48 @@ def test_the_pool_is_asked_until_groups_have_spread(tmp_path):
     assert (advantage_size(experience) > 0).all()
     assert steps[0]["dynamic_sampling/filled"] == 1.0
     assert all(length % 2 == 0 for length in experience.prompt_lengths)
+
+
+def test_reports_are_of_everything_that_was_sampled(tmp_path):
+    module = GRPO("lit-align/tiny", rewards=even, sampling=Sampling(4), completions=2, dynamic_sampling=3)
+    _, steps = fit(module, tmp_path, steps=1, batch_size=12)
+    # Flat groups have rewards of 1, the others of 1/2 on average: of the kept ones it would be 1/2.
+    assert 0.5 < steps[0]["reward"] < 1
+    assert steps[0]["reward"] == pytest.approx(steps[0]["rewards/even/mean"])
+    assert steps[0]["frac_reward_zero_std"] == pytest.approx(2 * steps[0]["reward"] - 1)
+
+
+def test_a_row_that_comes_twice_is_answered_twice():
+    """Whether both are asked at once or one after the other."""
+    module = GRPO("lit-align/tiny", rewards=no_reward, completions=2, sampling=Sampling(8))
+    module.configure_model()
+    one = Forest.from_lists([[5, 6]], [[]], rows=[3])
+    both = generate(module, Forest.from_lists([[5, 6]] * 2, [[]] * 2, rows=[3, 3]), "rollout 0")
+    first = generate(module, one, "rollout 0")
+    second = generate(module, one, "rollout 0", before=[3])
+    assert first.completion_ids.tolist() != second.completion_ids.tolist()
+    assert torch.equal(both.completion_ids, torch.cat((first.completion_ids, second.completion_ids)))
+
+
+def test_a_reference_that_moved_is_asked_again(golden_models):
+    module = GRPO(golden_policy(golden_models), rewards=no_reward, completions=2, replay=4, beta=0.1)
+    module.configure_model()
+
+    def judged(index, table):
+        forest = rollout([0.0, 0.0], first_row=index)
+        columns = {"old_logps": forest.token_columns["old_logps"]}
+        return judge(module, replace(forest, token_columns=columns), rewarded(table))[0]
+
+    old = judged(0, [[1.0], [0.0]])
+    with torch.no_grad():
+        for weight in module.reference.parameters():
+            weight.mul_(1.5)
+    replayed = judged(1, [[1.0], [1.0]])
+    assert replayed.rows == old.rows
+    assert replayed.completion_columns["replayed"].all()
+    now, then = (one.token_columns["reference_logps"] for one in (replayed, old))
+    torch.testing.assert_close(now, reference_logps(module, replayed))
+    assert not torch.allclose(now, then, atol=1e-3)
 
 
 def test_a_dry_pool_is_filled_up_with_what_there_is(tmp_path):

@@ -1,5 +1,6 @@
 """A minibatch as a policy loss sees it, and what is reported of it."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,7 @@ def test_reports():
     tokens = decisions(scores(entropy), batch, fresh=False)
     found = step_metrics(tokens, scores(entropy), batch, fresh=False)
     assert value(found["val/ratio"]) == pytest.approx(2.0)
+    assert value(found["val/ratio_var"]) == pytest.approx(1.0)
     assert value(found["policy/approxkl_avg"]) == pytest.approx(0.5 * LOG2.item() ** 2)
     assert value(found["policy/entropy_avg"]) == pytest.approx(2.0)
     assert "ratio/first_mean" not in found
@@ -93,6 +95,40 @@ def test_reports():
     assert value(clipping["clip_ratio/high_max"]) == 1.0
     assert value(clipping["clip_ratio/low_min"]) == 0.0
     assert clip_metrics(PolicyObjective("a2c"), tokens) == {}
+
+
+def test_what_cispo_caps():
+    tokens = decisions(scores(), minibatch(), fresh=False)
+    for cap, share in ((1.5, 2 / 3), (2.5, 0.0)):
+        found = clip_metrics(PolicyObjective("cispo", ratio_cap=cap), tokens)
+        assert found.keys() == {"cispo_clip_ratio"}
+        # The third token has a ratio above the cap too, but is a bad one.
+        assert value(found["cispo_clip_ratio"]) == pytest.approx(share)
+    assert value(clip_metrics(PolicyObjective("cispo"), tokens)["cispo_clip_ratio"]) == 0.0
+
+
+def test_what_vespo_weighs():
+    """w = 4 with k 2, lambda 3, and w = 2 with k 3, lambda 2: a completion counts once."""
+    batch = minibatch()
+    tokens = decisions(scores(), batch, fresh=False)
+    found = clip_metrics(PolicyObjective("vespo"), tokens)
+    good, bad = 16 * math.exp(3 - 12), 8 * math.exp(2 - 4)
+    assert value(found["vespo/phi_seq_mean"]) == pytest.approx((good + bad) / 2)
+    unjudged = replace(batch, weights=torch.tensor([1.0, 1.0, 0.0]))
+    found = clip_metrics(PolicyObjective("vespo"), decisions(scores(), unjudged, fresh=False))
+    assert value(found["vespo/phi_seq_mean"]) == pytest.approx(good)
+
+
+def test_weights_of_the_sampler_are_reported_where_tokens_count():
+    batch = replace(minibatch(), weights=torch.tensor([1.0, 1.0, 0.0]))
+    batch = batch.with_token_column("sampler_weights", torch.tensor([0.5, 1.5, 9.0]))
+    tokens = decisions(scores(), batch, fresh=False)
+    found = step_metrics(tokens, scores(), batch, fresh=False)
+    name = "sampling/importance_sampling_ratio"
+    assert [value(found[f"{name}/{end}"]) for end in ("min", "mean", "max")] == [0.5, 1.0, 1.5]
+    nothing = replace(batch, weights=torch.zeros(3))
+    found = step_metrics(decisions(scores(), nothing, fresh=False), scores(), nothing, fresh=False)
+    assert [found[f"{name}/{end}"].weight.item() for end in ("min", "mean", "max")] == [0.0, 0.0, 0.0]
 
 
 def test_the_gap_to_the_sampler_is_reported_while_it_is_arithmetic():

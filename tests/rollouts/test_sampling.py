@@ -10,6 +10,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from lit_align.rollouts import sampling
 from lit_align.rollouts.sampling import (
     Sampling,
     choose,
@@ -147,3 +148,23 @@ def test_limits():
 def test_options_out_of_range(options, expected):
     with pytest.raises(ValueError, match=expected):
         Sampling(**options)
+
+
+def test_whole_numbers_sum_like_floats():
+    """What a GPU sums: to 2^-40, the same in any order, and without a step back."""
+    torch.manual_seed(0)
+    probabilities = (4 * torch.randn(5, 3000)).softmax(-1)
+    sums = sampling.whole_sums(probabilities)
+    torch.testing.assert_close(sums, probabilities.double().cumsum(-1), rtol=0, atol=3000 * 2.0**-40)
+    assert (sums.diff(dim=-1) >= 0).all()
+    turned = sampling.whole_sums(probabilities.flip(-1))
+    assert torch.equal(turned[:, -1], sums[:, -1])
+
+
+def test_a_draw_from_whole_numbers(monkeypatch):
+    monkeypatch.setattr(sampling, "running_sums", sampling.whole_sums)
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, -60.0, -torch.inf]]).expand(4, -1)
+    uniform = torch.tensor([0.0, 0.2, 0.5, 1 - 2.0**-24])
+    assert sampling.draw(logits, uniform).tolist() == [0, 0, 2, 2]
+    kept = sampling.keep_top_p(logits, 0.5).isfinite()
+    assert kept.tolist() == [[False, False, True, False, False]] * 4
