@@ -149,7 +149,7 @@ class LengthDrift(Check):
 
 
 class Repetition(Check):
-    """More than half of the 4-grams of the completions stand in them before."""
+    """More than half of the 4-grams of a completion stand in it before, on average over the completions."""
 
     name = "repetition"
     source = "seq-rep-4 of arXiv 1908.04319, near 0 in human text; one half is our own choice"
@@ -158,8 +158,9 @@ class Repetition(Check):
         """From completions of fixed prompts."""
         if not seen.texts:
             return None
-        shares = [repeated_share(ids) for ids in seen.texts if len(ids) >= 8]
-        if not shares or sum(shares) / len(shares) <= 0.5:
+        # A text of a few tokens repeats nothing, and one among many that does is no collapse.
+        shares = [repeated_share(ids) if len(ids) >= 8 else 0.0 for ids in seen.texts]
+        if sum(shares) / len(shares) <= 0.5:
             return None
         return (
             f"{sum(shares) / len(shares):.0%} of the 4-grams of greedy completions are repetitions. Read "

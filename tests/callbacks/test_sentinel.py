@@ -53,7 +53,10 @@ FAULTS: dict[str, tuple[list[Seen], list[Seen]]] = {
         [Seen(held_out=(i / 9, 1 - i / 9)) for i in range(10)],
         [Seen(held_out=(i / 9, i / 9 if i % 2 else 0.5)) for i in range(20)],
     ),
-    "repetition": ([Seen(texts=[[1, 2] * 10])], [Seen(texts=[list(range(20)), [1, 1, 1]])]),
+    "repetition": (
+        [Seen(texts=[[1, 2] * 10])],
+        [Seen(texts=[list(range(20)), [1, 1, 1]]), Seen(texts=[[1, 2] * 10, [], [1]])],
+    ),
 }
 
 

@@ -105,12 +105,12 @@ def ours(processes: int) -> tuple[Any, ...]:
     return module, data
 
 
-def sampling(kind: str, processes: int, rank: int) -> tuple[Any, ...]:
-    """GRPO with adapters, or PPO, and prompts of their own."""
+def sampling(kind: str, processes: int, rank: int, seen: int) -> tuple[Any, ...]:
+    """GRPO with adapters, or PPO, and prompts of their own, after those seen before a run goes on."""
     module: Any = on_policy.build(kind)
     rows = on_policy.batches(processes, rank, module.steps_per_rollout, 8 * on_policy.STEPS)
     held_out = on_policy.batches(processes, rank, 1, 16)
-    loaders: Any = [DataLoader(part, batch_size=None) for part in (rows, held_out)]  # type: ignore[arg-type]
+    loaders: Any = [DataLoader(part, batch_size=None) for part in (rows[seen:], held_out)]  # type: ignore[arg-type]
     return module, *loaders
 
 
@@ -187,7 +187,7 @@ def main(strategy: str, processes: int, out: Path, kind: str, checkpoint: str | 
     if kind == "dpo_lora":
         fitted = ours(processes)
     elif kind in ("grpo_lora", "ppo"):
-        fitted = sampling(kind, processes, trainer.global_rank)
+        fitted = sampling(kind, processes, trainer.global_rank, 3 if checkpoint else 0)
     else:
         tokenizer = load_tokenizer("lit-align/tiny")
         fitted = stranger(tokenizer, processes, trainer.global_rank, kind.endswith("lora"))

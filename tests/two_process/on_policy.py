@@ -67,8 +67,10 @@ def build(algorithm: str) -> L.LightningModule:
     if algorithm == "grpo_top_entropy":
         return GRPO(**common, completions=3, top_entropy=0.3)
     if algorithm == "grpo_lora":
-        reference = FrozenCopy()
-        return GRPO(**common | {"policy": lora}, completions=2, beta=0.1, num_epochs=2, reference=reference)
+        # Lightning loads no sharded optimiser without a state.
+        momentum = OptimConfig("torch.optim.SGD", schedule="constant", extra={"momentum": 0.5})
+        options = common | {"policy": lora, "optim": momentum, "reference": FrozenCopy()}
+        return GRPO(**options, completions=2, beta=0.1, num_epochs=2)
     if algorithm == "dynamic":
         return GRPO(**common, completions=3, num_epochs=2, dynamic_sampling=3)
     if algorithm == "ranked":
