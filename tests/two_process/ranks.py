@@ -85,6 +85,7 @@ def serve() -> None:
             "on_policy",
             "rollouts",
             "sharded",
+            "split",
             "step",
         )
     }

@@ -150,6 +150,8 @@ MODULES |= {
     "split_padded": lambda: SFT(
         {"architecture": SPLIT["architecture"] | {"model_type": "gpt_neox"}, "seed": 1}, lr=0.03
     ),
+    "split_dpo_ema": lambda: DPO(dict(SPLIT), reference=EMA(0.5, 1), lr=0.03),
+    "split_dpo_shared": lambda: DPO(dict(SPLIT), reference=SharedLayers(1), lr=0.03),
     "split_sft": lambda: SFT(dict(SPLIT), lr=0.03),
     "split_sft_lora": lambda: SFT(SPLIT_LORA, lr=0.003),
     "split_reward": lambda: RewardModel(dict(SPLIT), lr=0.03),

@@ -160,8 +160,8 @@ def test_a_damaged_sharded_checkpoint_is_passed_over(run, tmp_path):
 
 
 # With four processes, two of which share each product, FSDP2 spreads what is left.
-BOTH = ["sft", "sft_lora", "reward", "reward_lora", "dpo_copy", "dpo_lora_off", "dpo_lora_copy"]
-SPLIT = ["actor_critic", "critic", "value_adapter", "sft_parts", "sft_tied", "qwen2", "qwen3"]
+BOTH = ["sft", "sft_lora", "reward", "reward_lora", "dpo_copy", "dpo_lora_off", "dpo_lora_copy", "dpo_ema"]
+SPLIT = ["actor_critic", "critic", "value_adapter", "sft_parts", "sft_tied", "qwen2", "qwen3", "dpo_shared"]
 
 
 @pytest.mark.slow
