@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lit_align.algorithms.on_policy import OnPolicy
 from lit_align.algorithms.policy_step import surrogate
-from lit_align.algorithms.rollout_metrics import judged
+from lit_align.algorithms.rollout_metrics import judged, objective_metrics
 from lit_align.algorithms.shaping import KLPenalty, ScoreShaper, ScoreShaping
+from lit_align.algorithms.value_step import value_loss
 from lit_align.batches import Forest
 from lit_align.functional.gae import gae
 from lit_align.functional.group_advantages import weighted_rewards
@@ -17,7 +18,6 @@ from lit_align.functional.kl import KL_ESTIMATORS
 from lit_align.functional.token_rewards import token_rewards
 from lit_align.functional.whitening import moments, whiten, whiten_keep_mean
 from lit_align.losses.policy import PolicyObjective
-from lit_align.losses.ppo import clipped_squared_error, squared_error, values_clipped
 from lit_align.models.config import PolicyLike
 from lit_align.models.critic import build_actor_critic, build_critic
 from lit_align.models.dropout import remove_dropout
@@ -164,7 +164,7 @@ class ActorCriticModule(OnPolicy):
         advantages = estimate.advantages
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, self.sum_over_ranks(moments(advantages, mask)))
-        metrics = self._objective_metrics(rollout, scores, kl)
+        metrics = objective_metrics(rollout, scores, kl, self.control.value)
         for name, column in (
             ("advantages", advantages),
             ("returns", estimate.returns),
@@ -207,22 +207,6 @@ class ActorCriticModule(OnPolicy):
         if samples:
             self.control.update(total / samples, int(samples))
 
-    def _objective_metrics(self, rollout: Forest, scores: Tensor, kl: Tensor) -> dict[str, Metric]:
-        per_completion = rollout.sum_per_completion(kl * (rollout.weights != 0))
-        cost, weight = -self.control.value * per_completion, judged(rollout)
-        return {
-            "objective/kl": Metric.mean(per_completion, weight),
-            "objective/kl_coef": Metric.mean(torch.tensor([self.control.value], device=kl.device)),
-            "objective/entropy": Metric.mean(
-                rollout.sum_per_completion(-rollout.token_columns["old_logps"] * (rollout.weights != 0)),
-                weight,
-            ),
-            "objective/non_score_reward": Metric.mean(cost, weight),
-            "objective/scores": Metric.mean(scores, weight),
-            "objective/rlhf_reward": Metric.mean(scores + cost, weight),
-            "val/num_eos_tokens": Metric.mean(rollout.completion_columns["finished"].float()),
-        }
-
     # -- loss ------------------------------------------------------------------------------------
 
     def score_options(self, logging: bool) -> dict[str, Any]:
@@ -243,27 +227,8 @@ class ActorCriticModule(OnPolicy):
         return output if scores.values is None else self._with(output, self.value_loss(scores.values, batch))
 
     def value_loss(self, values: Tensor, batch: Forest) -> LossOutput:
-        """Sum over tokens of the critic's squared error, and the number of tokens.
-
-        Args:
-            values: ``[N]`` of the present critic.
-            batch: with the columns ``values`` (of the rollout) and ``returns``.
-        """
-        columns, mask = batch.token_columns, batch.weights
-        returns, old = columns["returns"].to(values.dtype), columns["values"].to(values.dtype)
-        metrics = {}
-        if self.value_clip_range is None:
-            each = squared_error(values, returns)
-        else:
-            each = clipped_squared_error(values, old, returns, clip_range=self.value_clip_range)
-            clipped = values_clipped(values.detach(), old, returns, clip_range=self.value_clip_range)
-            metrics["val/clipfrac_avg"] = Metric.mean(clipped.float(), mask)
-        total = (each * mask).sum()
-        metrics["loss/value_avg"] = Metric(total.detach(), mask.sum())
-        metrics["val/mean"] = Metric.mean(values, mask)
-        metrics["val/error"] = Metric.mean((values - returns) ** 2, mask)
-        metrics["returns/mean"] = Metric.mean(returns, mask)
-        return LossOutput(total, mask.sum(), metrics)
+        """Sum over tokens of the critic's squared error, and the number of tokens."""
+        return value_loss(values, batch, clip_range=self.value_clip_range)
 
     def _with(self, policy: LossOutput, value: LossOutput) -> LossOutput:
         return LossOutput(

@@ -1,6 +1,7 @@
 """Group relative policy optimisation and its family."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from lit_align.functional.advantages import advantage_estimator
 from lit_align.functional.kl import importance_corrected, k3
 from lit_align.functional.kl_control import AdaptiveEntropy
 from lit_align.losses.policy import Decisions, PolicyObjective
+from lit_align.losses.policy import policy_loss as loss_of
 from lit_align.losses.policy_masks import entropy_threshold, high_entropy_mask, off_policy_mask
 from lit_align.models.config import PolicyLike
 from lit_align.outputs import LossOutput, Metric, Scores
@@ -32,8 +34,7 @@ from lit_align.rollouts.correction import SamplerCorrection
 from lit_align.rollouts.generator import Generator
 from lit_align.rollouts.reward_set import RewardResult, RewardsLike
 from lit_align.rollouts.sampling import Sampling
-from lit_align.runtime.agreement import gathered
-from lit_align.runtime.data_place import data_place
+from lit_align.runtime.data_place import values_of_all
 from lit_align.scoring.references import Reference
 
 
@@ -244,22 +245,15 @@ class GRPO(OnPolicy):
         kept = None
         if self.top_entropy < 1:
             assert scores.entropy is not None
-            threshold = entropy_threshold(
-                scores.entropy, tokens.mask, top=self.top_entropy, gather=self._of_all_processes
-            )
+            # By hand each process is on its own, and need not be here when another is.
+            gather = None if self._trainer is None else partial(values_of_all, self.trainer)
+            threshold = entropy_threshold(scores.entropy, tokens.mask, top=self.top_entropy, gather=gather)
             kept = high_entropy_mask(scores.entropy, tokens.mask, threshold)
         if self.off_policy_threshold is not None:
             given = (tokens.logps, tokens.old_logps, tokens.advantages, tokens.mask, tokens.sequence)
             near = off_policy_mask(*given, tokens.completions, threshold=self.off_policy_threshold)
             kept = near if kept is None else kept & near
         return kept
-
-    def _of_all_processes(self, values: Tensor) -> Tensor:
-        # By hand each process is on its own, and need not be here when another is.
-        if self._trainer is None:
-            return values
-        # Rows that several processes read come as often; sorted, their values stand side by side.
-        return gathered(values).sort().values[:: data_place(self.trainer).copies]
 
     def _run(self, batch: Forest, logging: bool) -> LossOutput:
         output = super()._run(batch, logging)
@@ -310,6 +304,4 @@ class GRPO(OnPolicy):
 
 
 def _is_constant(loss: str | Callable[..., Tensor], normaliser: str | None) -> bool:
-    from lit_align.losses.policy import policy_loss as find
-
-    return (normaliser or find(loss).normaliser) == "constant"
+    return (normaliser or loss_of(loss).normaliser) == "constant"

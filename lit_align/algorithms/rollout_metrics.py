@@ -67,3 +67,29 @@ def reward_metrics(forest: Forest, rewarded: RewardResult, sum_over_ranks: Reduc
         _, deviation = group_statistics(rewards, groups_of(forest), forest.num_prompts)
         metrics["frac_reward_zero_std"] = Metric.mean((deviation < 1e-6).float())
     return metrics
+
+
+def objective_metrics(
+    rollout: Forest, scores: Tensor, kl: Tensor, kl_coefficient: float
+) -> dict[str, Metric]:
+    """What is maximised: the scores, less what the divergence from the reference costs.
+
+    Args:
+        rollout: the completions, with ``old_logps`` and ``finished``.
+        scores: ``[C]`` as they are rewarded.
+        kl: ``[N]`` divergence of each token.
+        kl_coefficient: β.
+    """
+    counted = rollout.weights != 0
+    per_completion = rollout.sum_per_completion(kl * counted)
+    cost, weight = -kl_coefficient * per_completion, judged(rollout)
+    surprise = rollout.sum_per_completion(-rollout.token_columns["old_logps"] * counted)
+    return {
+        "objective/kl": Metric.mean(per_completion, weight),
+        "objective/kl_coef": Metric.mean(torch.tensor([kl_coefficient], device=kl.device)),
+        "objective/entropy": Metric.mean(surprise, weight),
+        "objective/non_score_reward": Metric.mean(cost, weight),
+        "objective/scores": Metric.mean(scores, weight),
+        "objective/rlhf_reward": Metric.mean(scores + cost, weight),
+        "val/num_eos_tokens": Metric.mean(rollout.completion_columns["finished"].float()),
+    }

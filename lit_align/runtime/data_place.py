@@ -2,6 +2,10 @@
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from lit_align.runtime.agreement import gathered
+
 
 class DataPlace(NamedTuple):
     """The place of a process among those that read different rows.
@@ -30,3 +34,14 @@ def data_place(trainer: Any) -> DataPlace:
     copies = max(1, trainer.world_size // size)
     # Processes that read the same rows are neighbours: the last dimension of Lightning's mesh.
     return DataPlace(int(told["rank"]), size, copies, trainer.global_rank % copies == 0)
+
+
+def values_of_all(trainer: Any, values: Tensor) -> Tensor:
+    """The values ``[n]`` of the rows of all processes, each row's once, in ascending order. Collective.
+
+    Args:
+        trainer: of Lightning.
+        values: of the rows that this process reads; ``n`` may differ.
+    """
+    # Rows that several processes read come as often; sorted, their values stand side by side.
+    return gathered(values).sort().values[:: data_place(trainer).copies]
