@@ -54,6 +54,7 @@ PLANS: dict[str, list[Row]] = {
         Row("dpo", "small", 8, 6, ours=("--micro", "600")),
         Row("dpo", "small", 8, 6, ("--bf16", "--checkpointing")),
         *[Row(name, "big", 4, 4) for name in ("sft", "dpo", "dpo_lora", "reward")],
+        Row("reward", "big", 4, 4, ours=("--sparse",)),
         Row("overhead", "tiny", 8, 40),
     ],
     "sampled": [

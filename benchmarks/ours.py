@@ -46,7 +46,7 @@ def build(a: Any) -> Any:
 
     options: dict[str, Any] = {
         "lr": w.LEARNING_RATE,
-        "optim": OptimConfig(schedule="constant", micro_batch_tokens=a.micro),
+        "optim": OptimConfig(schedule="constant", micro_batch_tokens=a.micro, sparse_embedding=a.sparse),
     }
     model = (w.classifier if a.workload == "reward" else w.language_model)(a.shape, attention=a.attention)
     if a.workload == "dpo_lora":

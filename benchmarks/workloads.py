@@ -53,6 +53,7 @@ def arguments(description: str, workloads: list[str]) -> argparse.ArgumentParser
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--attention", default="sdpa", help="implementation of transformers, on both sides")
     parser.add_argument("--micro", type=int, help="tokens at a time (ours only; the peer takes none)")
+    parser.add_argument("--sparse", action="store_true", help="sparse gradients of the embedding (ours only)")
     return parser
 
 

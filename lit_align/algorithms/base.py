@@ -14,6 +14,7 @@ from lit_align.algorithms.metrics import average
 from lit_align.algorithms.micro_batches import WithGradientOf, run_parts
 from lit_align.algorithms.optim import OptimConfig, build_optimizer, build_schedule
 from lit_align.algorithms.precision import keep_forests
+from lit_align.algorithms.row_adamw import check_trainer
 from lit_align.algorithms.weights import build_weights
 from lit_align.algorithms.window import average_gradients, average_of
 from lit_align.batches import Forest
@@ -241,6 +242,8 @@ class AlignModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable weights, and the schedule, stepped per optimiser step."""
+        if self.optim.sparse_embedding:
+            check_trainer(self.trainer)
         optimizer = build_optimizer(self, self.optim, self.lr)
         schedule = build_schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

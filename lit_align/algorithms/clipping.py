@@ -8,6 +8,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam, AdamW, Optimizer
 
+from lit_align.algorithms.row_adamw import RowAdamW
+from lit_align.runtime.gradients import numbers
+
 # As in torch.nn.utils.clip_grad_norm_.
 _EPSILON = 1e-6
 
@@ -29,9 +32,13 @@ def clip_in_step(
     """
     if algorithm not in (None, "norm") or not limit or (precision or "").startswith("16"):
         return False
-    if type(optimizer) not in (Adam, AdamW) or not all(g.get("fused") for g in optimizer.param_groups):
+    if type(optimizer) not in (Adam, AdamW, RowAdamW) or not all(
+        g.get("fused") for g in optimizer.param_groups
+    ):
         return False
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grads = [
+        numbers(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     if not grads or any(isinstance(g, DTensor) for g in grads):
         return False
     norm: Tensor = get_total_norm(grads)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_align.algorithms.row_adamw import RowAdamW, make_sparse
 from lit_align.runtime import trust
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -37,6 +38,12 @@ class OptimConfig:
     """Tokens that go through the model at a time, as whole prompts with their completions; by default the
     whole batch. Less needs less memory, and changes no number: the gradients of the parts are summed. (The
     load-balancing loss of a mixture of experts is no sum over tokens; it is taken for each part.)"""
+
+    sparse_embedding: bool = False
+    """Make the gradient of an untied input embedding for the tokens of a step only, and move only the rows
+    that ever had one: the same numbers as without, faster where the vocabulary is large and a CPU trains. It
+    shows in ``.grad`` of the embedding, which is a sparse tensor then. For one process, and AdamW without
+    weight decay."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example ``{betas: [0.9, 0.95]}``."""
@@ -76,13 +83,23 @@ def build_optimizer(module: nn.Module, config: OptimConfig, lr: float) -> Optimi
     groups = parameter_groups(module, config.weight_decay)
     if not groups:
         raise ValueError("no parameter of the policy is trainable; check lora, adapter and requires_grad")
+    if config.sparse_embedding:
+        if config.name not in ("torch.optim.AdamW", AdamW):
+            raise ValueError(
+                f"sparse_embedding goes with torch.optim.AdamW, not {config.name}: leave one out"
+            )
+        make_sparse(module, config.weight_decay, config.extra)
+        return _clippable(RowAdamW(groups, lr=lr, fused=True, **config.extra))
     factory: Any = _resolve(config.name) if isinstance(config.name, str) else config.name
     if (
         factory not in (Adam, AdamW)
         or {"fused", "foreach", "capturable", "differentiable"} & config.extra.keys()
     ):
         return factory(groups, lr=lr, **config.extra)
-    optimizer = factory(groups, lr=lr, fused=True, **config.extra)
+    return _clippable(factory(groups, lr=lr, fused=True, **config.extra))
+
+
+def _clippable(optimizer: Any) -> Optimizer:
     # Lightning refuses to clip for an optimiser that says it unscales gradients by itself. A gradient
     # scaler unscales them before the step where the optimiser does not say so.
     optimizer._step_supports_amp_scaling = False

@@ -120,6 +120,8 @@ def _update(module: "OnPolicy", minibatch: Forest, max_norm: float | None) -> di
 
 def optimizer_of(module: "OnPolicy") -> torch.optim.Optimizer:
     """A new optimiser over what the module trains, at its learning rate."""
+    if module.optim.sparse_embedding:
+        raise ValueError("sparse_embedding is for a trainer: leave it out of rounds by hand")
     return build_optimizer(module, module.optim, module.lr)
 
 

@@ -35,7 +35,12 @@ def scale_gradients(strategy: Any, optimizer: Optimizer, scale: Tensor) -> None:
     if isinstance(strategy, ScalesGradients):
         strategy.scale_gradients(scale)
         return
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in trained:
+        if p.grad.is_sparse:
+            # One row each, so that norms are those of the whole.
+            p.grad = p.grad.coalesce()
+    grads = [numbers(p.grad) for p in trained]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
     if not local:
         raise RuntimeError(
@@ -43,6 +48,11 @@ def scale_gradients(strategy: Any, optimizer: Optimizer, scale: Tensor) -> None:
             "fsdp2, zero2 or zero3"
         )
     torch._foreach_mul_(local, scale)
+
+
+def numbers(grad: Tensor) -> Tensor:
+    """The numbers of a gradient that are not zero by construction: of a sparse one, those of its rows."""
+    return grad._values() if grad.is_sparse else grad
 
 
 def forget_gradients(strategy: Any, optimizer: Any) -> None:

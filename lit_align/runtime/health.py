@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_align.runtime.gradients import numbers
 from lit_align.runtime.zero_state import is_partitioned
 
 
@@ -60,4 +61,4 @@ def _own(tensor: Any) -> Tensor:
     if is_partitioned(tensor):
         part: Tensor = tensor.ds_tensor
         return part
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else numbers(tensor)
