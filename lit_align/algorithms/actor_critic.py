@@ -24,6 +24,7 @@ from lit_align.models.dropout import remove_dropout
 from lit_align.models.value_head import ValueHeadConfig
 from lit_align.outputs import LossOutput, Metric, Scores
 from lit_align.rollouts.reward_set import RewardResult
+from lit_align.runtime.gradients import ScalesGradients
 from lit_align.scoring.critic import ActorCritic, Critic
 from lit_align.scoring.full_kl import full_kl
 from lit_align.scoring.policy import Policy
@@ -136,6 +137,15 @@ class ActorCriticModule(OnPolicy):
             self.critic = Critic(*build_critic(given, self.value_head_config))
             remove_dropout(self.critic.model)
         self.critic.train(self.training)
+
+    def setup(self, stage: str) -> None:
+        """Also refuse a threshold where gradients cannot be taken away."""
+        if self.ratio_threshold is not None and isinstance(self.trainer.strategy, ScalesGradients):
+            raise ValueError(
+                f"ratio_threshold is {self.ratio_threshold:g}, but {type(self.trainer.strategy).__name__} "
+                "keeps gradients to itself, where none is taken away: use ddp or fsdp2, or target_kl"
+            )
+        super().setup(stage)
 
     # -- experience ------------------------------------------------------------------------------
 
@@ -269,8 +279,6 @@ class ActorCriticModule(OnPolicy):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.zero_()
-        # A strategy that keeps gradients to itself multiplies them by 0 for a window that weighs 0.
-        self._window = [window * window.new_tensor([0.0, 1.0]) for window in self._window]
 
     # -- checkpoint ------------------------------------------------------------------------------
 

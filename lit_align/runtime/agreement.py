@@ -59,8 +59,8 @@ def gathered(values: Tensor) -> Tensor:
 def together(what: str) -> Iterator[None]:
     """Run a block that may fail on some processes only: where it fails on one, all raise. Collective.
 
-    Without it the others would wait in their next collective for one that does not come. The block itself
-    must hold no collective that follows what may fail.
+    Without it the others would wait in their next collective for one that does not come. Collectives inside
+    of the block are on their own: there the others wait for one that failed before.
 
     Args:
         what: is being done, for the message.

@@ -1,6 +1,7 @@
 """PPO as a module: every part against golden numbers, with a shared trunk and with a critic of its own."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -173,6 +174,17 @@ def test_a_step_whose_ratios_run_away_teaches_nothing(golden, golden_models, cap
     assert sizes[hparams["ratio_threshold"]] == 0 == case["formula_f64"]["loss"]
     assert sizes[1e6] > 0
     assert f"above ratio_threshold {hparams['ratio_threshold']:g}" in caplog.text
+
+
+def test_a_threshold_is_refused_where_gradients_are_out_of_reach(monkeypatch):
+    class Keeps:
+        def scale_gradients(self, scale): ...
+
+        def forget_gradients(self): ...
+
+    monkeypatch.setattr(PPO, "trainer", SimpleNamespace(strategy=Keeps()))
+    with pytest.raises(ValueError, match="ratio_threshold is 10, but Keeps keeps gradients to itself"):
+        build(ratio_threshold=10.0).setup("fit")
 
 
 def test_a_run_takes_no_step_once_the_ratios_run_away(tmp_path):
