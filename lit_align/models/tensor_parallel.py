@@ -56,7 +56,7 @@ def split(scorer: nn.Module, mesh: DeviceMesh) -> None:
     for root in roots:
         for module in root.modules():
             names = tuple(name for name, p in module._parameters.items() if p is not None)
-            if not names:
+            if not names and module not in placements:
                 continue
             form, placement = placements.get(module, (_Whole, Replicate()))
             for name in names:
@@ -101,6 +101,23 @@ class _Whole(Local):
 
 class _OnPieces(Local):
     """Every process holds the weights, and computes with them on its own heads: gradients are summed."""
+
+
+class _Block(Local):
+    """Layers that are split by outputs and have one input, spread here once for all of them."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """As of the class, whose first argument are the hidden states."""
+        group = _group(next(module for module in self.modules() if isinstance(module, _Given)))
+        if "hidden_states" in named:
+            named["hidden_states"] = _Spread.apply(named["hidden_states"], group)
+        else:
+            inputs = (_Spread.apply(inputs[0], group), *inputs[1:])
+        return super().forward(*inputs, **named)
+
+
+class _Given(Local):
+    """A linear layer of which a process makes some outputs, of an input that is spread already."""
 
 
 class _Columns(Local):
@@ -204,12 +221,21 @@ def _planned(model: Any, size: int) -> dict[nn.Module, tuple[type[Local], Placem
         raise ValueError(f"{name} cannot be split by tensor parallelism: {reason}; {_INSTEAD}")
     _check_heads(inner.config.get_text_config(), name, size)
     found: dict[nn.Module, tuple[type[Local], Placement]] = {}
+    parents: dict[str, list[nn.Module]] = {}
     for path, module in trunk.named_modules():
         style = next((s for pattern, s in plan.items() if fnmatch.fnmatchcase(path, pattern)), None)
         if style is not None and path.count(".") == next(iter(plan)).count("."):
             found |= _parts(module, style, f"{name}.{path}", size)
+            if style == "colwise":
+                parents.setdefault(path.rpartition(".")[0], []).append(module)
     if not found:
         raise ValueError(f"{name} cannot be split by tensor parallelism: no layer is in its plan; {_INSTEAD}")
+    for path, children in parents.items():
+        parent = trunk.get_submodule(path)
+        weighted = [m for m in parent.modules() if next(m.parameters(recurse=False), None) is not None]
+        # Where something else looks at the hidden states too (LoRA's first matrices), each layer sums alone.
+        if set(weighted) <= found.keys() and not any(hasattr(child, "lora_A") for child in children):
+            found |= dict.fromkeys(children, (_Given, Shard(0))) | {parent: (_Block, Replicate())}
     return found
 
 

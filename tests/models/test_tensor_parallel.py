@@ -100,6 +100,22 @@ def test_a_split_model_stays_what_it_is(kind, mesh):
             assert torch.allclose(mine.grad.to_local(), theirs.grad, atol=1e-7), name
 
 
+@pytest.mark.parametrize(("lora", "backward"), [(None, 2), ({"target_modules": ["q_proj"]}, 5)])
+def test_a_layer_needs_two_sums_in_each_direction(lora, backward, mesh, monkeypatch):
+    """One behind attention, one behind the feed-forward part; backward, one in front of each. Beside LoRA
+    queries, keys and values have one each, and so have the states between LoRA's matrices.
+    """
+    one = scorer(lora=lora)
+    split(one, mesh)
+    sums = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value, group: sums.append(value.shape[-1]))
+    embeddings = torch.randn(1, 3, 16, requires_grad=True)
+    loss = one.model(inputs_embeds=embeddings).logits.sum()
+    assert sums == [16, 16]
+    loss.backward()
+    assert len(sums) == 2 + backward
+
+
 def test_only_what_everybody_holds_is_averaged(mesh, monkeypatch):
     one = scorer()
     split(one, mesh)
