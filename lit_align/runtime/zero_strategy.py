@@ -111,9 +111,9 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def left_step_out(self) -> bool:
-        """Whether gradients that were not finite changed nothing; never of float16, whose scale may do so."""
+        """Whether gradients that were not finite changed nothing."""
         engine: Any = self.deepspeed_engine
-        return not engine.fp16_enabled() and not engine.was_step_applied()
+        return not engine.was_step_applied()
 
     # -- setting up ------------------------------------------------------------------------------
 
@@ -132,6 +132,27 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Models are built whole, and spread when training is set up."""
         self._init_config_if_needed()
         yield
+
+    def init_deepspeed(self) -> None:
+        """Make DeepSpeed's engine; it clips by itself, which no hook of a module has to know.
+
+        Raises:
+            ValueError: the trainer clips by value, or computes in float16.
+        """
+        module = self.lightning_module
+        assert module is not None
+        assert self.model is not None
+        if module.trainer.gradient_clip_algorithm == "value":
+            raise ValueError("DeepSpeed clips by the norm: leave gradient_clip_algorithm out")
+        if str(self.precision_plugin.precision).startswith("16"):
+            raise ValueError(
+                "sums of losses are too large for float16, and ZeRO divides them after the backward pass: "
+                "use --trainer.precision bf16-mixed"
+            )
+        if module.trainer.training:
+            self._initialize_deepspeed_train(self.model)
+        else:
+            self._initialize_deepspeed_inference(self.model)
 
     def _format_batch_size_and_grad_accum_config(self) -> None:
         assert isinstance(self.config, dict)
@@ -160,7 +181,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         assert isinstance(self.config, dict)
         parts = ("zero_optimization", "zero_allow_untested_optimizer") if self.zero_stage_3 else ()
-        kept = {key: self.config[key] for key in ("fp16", "bf16", *parts) if key in self.config}
+        kept = {key: self.config[key] for key in ("bf16", *parts) if key in self.config}
         self._state = None
         self.model, _ = self._engine(model, {"train_micro_batch_size_per_gpu": 1} | kept, model_parameters=[])
 

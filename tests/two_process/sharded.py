@@ -120,6 +120,7 @@ MODULES = {
     "t5": lambda: Valued({"architecture": T5}, "shared"),
     "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
+    "sft_adam": lambda: SFT(dict(POLICY), lr=0.03),
     "sft_parts": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
     "sft_lora": lambda: SFT(LORA, lr=0.003),
     "reward": lambda: RewardModel(dict(POLICY), lr=0.03),
@@ -291,6 +292,9 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
     module.optim = OptimConfig(
         name="torch.optim.SGD", schedule="constant", micro_batch_tokens=parts, extra={"momentum": 0.9}
     )
+    if algorithm.endswith("_adam"):
+        # Unless they are small beside this number.
+        module.optim = OptimConfig(weight_decay=0.1, schedule="constant", extra={"eps": 0.1})
     loader = DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     trainer.save_checkpoint(out.with_suffix(".ckpt"))

@@ -68,9 +68,9 @@ def test_two_processes_equal_one(algorithm, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sft", "reward_lora", "dpo_copy"])
+@pytest.mark.parametrize("algorithm", ["sft_adam", "reward_lora", "dpo_copy"])
 def test_a_run_goes_on_under_any_strategy(algorithm, run, tmp_path):
-    """Three steps under one and three under another are six of one process, momentum included."""
+    """Three steps under one and three under another are six of one process, with momentum and with AdamW."""
     run(algorithm, "auto", 1, tmp_path / "alone.pt")
     whole = run(algorithm, "auto", 1, tmp_path / "whole.pt", tmp_path / "alone.ckpt")
     assert len(whole["losses"]) == 3
