@@ -60,9 +60,13 @@ PLANS: dict[str, list[Row]] = {
     "sampled": [
         *[Row(name, "small", 8, 3) for name in ("grpo", "rloo")],
         Row("grpo", "small", 32, 2),
+        Row("grpo", "small", 32, 2, ours=("--micro", "600")),
     ],
     # Needs a peer with TRL 1.12, the last that has PPO.
-    "ppo": [Row(name, "small", 8, 3, ("--group", "1")) for name in ("ppo", "ppo_shared")],
+    "ppo": [
+        *[Row(name, "small", 8, 3, ("--group", "1")) for name in ("ppo", "ppo_shared")],
+        Row("ppo_shared", "small", 8, 3, ("--group", "1"), ours=("--micro", "450")),
+    ],
     "smoke": [Row("sft", "tiny", 2, 2), Row("dpo", "tiny", 2, 2)],
 }
 
