@@ -4,11 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+
+# Tests are no package, and the doctest collector imports scripts from elsewhere.
+sys.path.insert(0, str(Path(__file__).parent))
 from subjects import worth
 
 

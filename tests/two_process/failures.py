@@ -4,11 +4,11 @@ Arguments: ``handover|reward FOLDER``. Before that, they tell each other unequal
 """
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from rollouts import ARCHITECTURE
 from torch import distributed
 
 from lit_align import GRPO, Forest
@@ -20,6 +20,10 @@ from lit_align.rollouts.http_json import JsonClient
 from lit_align.rollouts.weight_handover import CheckpointHandover
 from lit_align.runtime.agreement import gathered
 from lit_align.scoring.policy import Policy
+
+# Tests are no package, and the doctest collector imports scripts from elsewhere.
+sys.path.insert(0, str(Path(__file__).parent))
+from rollouts import ARCHITECTURE
 
 
 def fails_on_zero(completions: list[str]) -> list[float]:
