@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_align.callbacks import ExactResume, NanGuard, Preemption
-from lit_align.runtime import sharded_strategy as _registers_fsdp2  # noqa: F401
 from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
+from lit_align.runtime.sharded_strategy import ShardedStrategy  # registers fsdp2, too
 
 # Tests are no package, and the doctest collector imports scripts from elsewhere.
 sys.path.insert(0, str(Path(__file__).parents[1] / "two_process"))
@@ -56,6 +56,8 @@ def run(spec: dict[str, Any]) -> None:
     saver: dict[str, Any] = {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, **spec.get("trainer", {})}
+    if isinstance(options.get("strategy"), dict):
+        options["strategy"] = ShardedStrategy(**options["strategy"])
     trainer = L.Trainer(
         default_root_dir=out,
         plugins=[AtomicCheckpointIO()],

@@ -27,7 +27,7 @@ POLICY: dict[str, Any] = {
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": 2,
         "max_position_embeddings": 128,
         "attention_dropout": 0.2,
     },

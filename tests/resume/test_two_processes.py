@@ -7,16 +7,19 @@ from lit_align.runtime.checkpoint_io import AtomicCheckpointIO
 
 TWO = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
 SHARDED = TWO | {"strategy": "fsdp2"}
+# Both read the same rows.
+SPLIT = TWO | {"strategy": {"tensor_parallel_size": 2}}
 RARELY = {"every_n_train_steps": 100}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", [TWO, SHARDED], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("trainer", [TWO, SHARDED, SPLIT], ids=["ddp", "fsdp2", "split"])
 @pytest.mark.parametrize("algorithm", ["sft", "dpo_ema", "ppo", "grpo_replay"])
 def test_killed_and_resumed(runs, algorithm, trainer):
-    # 8 prompts, 2 a batch and process: two batches an epoch, of four steps each. 18 rows: 5 batches.
+    # 8 prompts (4 where both read the same), 2 a batch and process: two batches an epoch, of four steps each.
+    # 18 rows: 5 batches, or 9.
     sampled = algorithm in ("ppo", "grpo_replay")
-    data = {"count": 8 if sampled else 18}
+    data = {"count": (4 if trainer is SPLIT else 8) if sampled else 18}
     spec = {"algorithm": algorithm, "trainer": trainer, "data": data}
     whole = runs.ends(**spec)
     part = runs.killed(7, **spec)
