@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_align.runtime.gradients import numbers
-from lit_align.runtime.zero_state import is_partitioned
+from lit_align.runtime.zero_state import is_partitioned, own_part
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -59,6 +59,5 @@ def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _own(tensor: Any) -> Tensor:
     if is_partitioned(tensor):
-        part: Tensor = tensor.ds_tensor
-        return part
+        return own_part(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else numbers(tensor)

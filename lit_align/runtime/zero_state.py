@@ -147,6 +147,13 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def own_part(tensor: Any) -> Tensor:
+    """The numbers of a tensor that ZeRO 3 spreads which are with this process; none of what fills them up."""
+    part: Tensor = tensor.ds_tensor
+    first = part.numel() * torch.distributed.get_rank()
+    return part.view(-1)[: max(0, tensor.ds_numel - first)]
+
+
 @contextmanager
 def gathered(*tensors: Tensor, writing: bool = False) -> Iterator[None]:
     """Inside the block, tensors that ZeRO 3 spreads are whole. Collective.

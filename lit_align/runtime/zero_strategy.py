@@ -79,9 +79,10 @@ class ZeroStrategy(DeepSpeedStrategy):
     def scale_gradients(self, scale: Tensor) -> None:
         """Let the next step, its clipping included, see the gradients times ``scale``."""
         zero: Any = self.deepspeed_engine.optimizer
+        factor = float(scale)
         # Without weight there is no gradient either, and nothing to divide.
-        if float(scale) > 0:
-            zero.override_loss_scale(float(zero.loss_scale / scale))
+        if factor > 0:
+            zero.override_loss_scale(float(zero.loss_scale) / factor)
 
     def forget_gradients(self) -> None:
         """Let go of what backward passes have left, which DeepSpeed does in a step alone."""
@@ -102,12 +103,13 @@ class ZeroStrategy(DeepSpeedStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        """Step, and forget the scale of this window."""
+        """Step, and forget the scale and the gradients of this window."""
         try:
             return super().optimizer_step(optimizer, closure, model, **kwargs)
         finally:
             zero: Any = self.deepspeed_engine.optimizer
             zero.custom_loss_scaler = False
+            self.forget_gradients()
 
     @property
     def left_step_out(self) -> bool:

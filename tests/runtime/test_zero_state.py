@@ -1,11 +1,13 @@
 """Flat parts of weights; tests/two_process/test_zero.py puts real ones together."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lit_align.runtime.zero_state import Place, ZeroState, gathered, is_partitioned
+from lit_align.runtime.health import all_finite
+from lit_align.runtime.zero_state import Place, ZeroState, gathered, is_partitioned, own_part
 
 
 def test_a_part_goes_and_comes_back() -> None:
@@ -29,6 +31,19 @@ def test_states_that_are_not_one_number_per_weight_are_refused() -> None:
     weight._hp_mapping = SimpleNamespace(hp_fragment_address=here, lp_fragment_address=here)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="SGD keeps row_means of shape"):
         ZeroState(zero, [[weight]]).state_dict(keep=True)
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, [1, 2]), (1, [3]), (2, [])])
+def test_what_fills_a_part_up_is_not_looked_at(
+    rank: int, own: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three numbers over three processes: parts of two, and nobody has written the rest."""
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    part = torch.tensor([[1.0, 2.0], [3.0, float("nan")], [float("nan")] * 2][rank])
+    spread: Any = torch.nn.Parameter(torch.empty(0))
+    spread.ds_id, spread.ds_tensor, spread.ds_numel = 0, part, 3
+    assert own_part(spread).tolist() == own
+    assert all_finite([spread])
 
 
 def test_ordinary_tensors_are_whole() -> None:

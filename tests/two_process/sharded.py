@@ -120,6 +120,8 @@ MODULES = {
     "t5": lambda: Valued({"architecture": T5}, "shared"),
     "value_adapter": lambda: Valued(LORA, "adapter"),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
+    "sft_window": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
+    "sft_checkpointed": lambda: SFT(POLICY | {"gradient_checkpointing": True}, lr=0.03),
     "sft_adam": lambda: SFT(dict(POLICY), lr=0.03),
     "sft_parts": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
     "sft_lora": lambda: SFT(LORA, lr=0.003),
@@ -231,7 +233,9 @@ class Keep(L.Callback):
         own = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
         self.held = {name: p.numel() for name, p in own.items()}
 
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         assert not any(is_partitioned(p) and p.numel() for p in module.parameters())
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
@@ -264,6 +268,7 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
     if strategy.startswith("zero"):
         # So that these small weights are spread like large ones.
         chosen = ZeroStrategy(int(strategy[-1]), persistence_threshold=0)  # type: ignore[arg-type]
+    windows = algorithm.endswith("_window") and processes > 1
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -277,6 +282,7 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         default_root_dir=out.parent,
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=2 if windows else 1,
         plugins=[AtomicCheckpointIO()],
         callbacks=[built, Keep(out, built), NanGuard(), ExportHF(out.with_suffix(""))],
     )
@@ -286,6 +292,9 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
     everything = pairs(8 * (first + STEPS))
     batches = [everything.select(range(8 * s, 8 * s + 8)) for s in range(first, first + STEPS)]
     mine = [batch.select(range(rank * share, (rank + 1) * share)) for batch in batches]
+    if windows:
+        # One row, and the others.
+        mine = [batch.select(rows) for batch in mine for rows in (range(1), range(1, share))]
     module = MODULES[algorithm]()
     # SGD, whose step is as exact as the gradient; Adam's blows rounding up where gradients are small.
     parts = module.optim.micro_batch_tokens

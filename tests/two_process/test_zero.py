@@ -36,6 +36,8 @@ def assert_equal(one: dict, two: dict) -> None:
     [
         "sft",
         "sft_parts",
+        "sft_window",
+        "sft_checkpointed",
         "sft_lora",
         "reward",
         "reward_lora",
