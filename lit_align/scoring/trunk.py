@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.scoring.attention import forest_attention, forest_of
+from lit_align.scoring.fused_mlp import GatedMLP, is_plain
 from lit_align.scoring.fused_ops import RMSNorm, Rotation, swiglu
 
 #: Families whose attention and decoder layer are those of Llama, with or without norms on the heads.
@@ -97,6 +98,8 @@ class _FastMLP(_Fast):
     def forward(self, x: Tensor) -> Tensor:
         if not self.fast:
             return super().forward(x)
+        if torch.is_grad_enabled() and is_plain(x, self.gate_proj, self.up_proj, self.down_proj):
+            return GatedMLP.apply(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
