@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lit_align.batches import Forest
 from lit_align.rollouts.lean import lean_decoder, same_states
-from lit_align.rollouts.lean_head import LeanHead, lean_head
 from lit_align.rollouts.slots import PromptReader, PromptStates, Slots
 from lit_align.rollouts.transcript import Transcript
 from lit_align.scoring.attention import bringing
@@ -18,10 +17,6 @@ from lit_align.scoring.padded import base_model
 #: From states ``[R, D]`` to values ``[R]``.
 Values = Callable[[Tensor], Tensor]
 IDLE, WRITES, READS = 0, 1, 2
-#: Copies of the weights take about as long to make as they save in this many steps of so many rows.
-COPY_STEPS, COPY_ROWS = 16, 8
-#: Bytes of weights that are copied at most, while completions are written.
-LARGEST_COPY = 2**29
 
 
 class DecodingLoop:
@@ -69,8 +64,6 @@ class DecodingLoop:
         # Weights that are spread are whole only inside of their layers' own calls.
         wanted = not shared and self.verdicts.get(self.trunk, True)
         self.lean = lean_decoder(self.trunk, longest) if wanted else None
-        self.head: LeanHead | None = None if shared else lean_head(base_model(model))
-        self.wide_steps = 0
 
     def demand(self) -> int:
         """What this process wants to do in its next turn: nothing, write, or read first."""
@@ -140,8 +133,7 @@ class DecodingLoop:
     def _choose(self) -> None:
         assert self.states is not None
         values = None if self.values is None else self.values(self.states)
-        logits = next_logits(self.model, self.states) if self.head is None else self.head(self.states)
-        self.tokens = self.script.write(self.rows, logits, values)
+        self.tokens = self.script.write(self.rows, next_logits(self.model, self.states), values)
         alive = [slot for slot, c in enumerate(self.rows) if self.script.running[c]]
         if len(alive) < len(self.rows):
             order = self.slots.keep(alive)
@@ -159,7 +151,6 @@ class DecodingLoop:
         if self.lean is None:
             self.states = self._own_step(positions)
             return
-        self._copy_where_it_pays()
         trusted = self.verdicts.get(self.trunk, False)
         own = None if trusted else self._own_step(positions)
         # Last, so that what the cache holds is its own from the first step on: the same run, cut off and
@@ -170,15 +161,6 @@ class DecodingLoop:
         self.verdicts[self.trunk] = agrees = same_states(self.states, own)
         if not agrees:
             self.lean, self.states = None, self._own_step(positions)
-
-    def _copy_where_it_pays(self) -> None:
-        self.wide_steps += len(self.rows) >= COPY_ROWS
-        if self.wide_steps != COPY_STEPS or len(self.rows) < COPY_ROWS:
-            return
-        parts = [part for part in (self.lean, self.head) if part is not None]
-        if sum(part.copy_size() for part in parts) <= LARGEST_COPY:
-            for part in parts:
-                part.copy()
 
     def _own_step(self, positions: Tensor) -> Tensor:
         """``[R, D]`` states of the decoder's own forward."""

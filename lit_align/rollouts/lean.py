@@ -57,10 +57,9 @@ class LeanDecoder:
 
     def __init__(self, trunk: Any, length: int) -> None:
         config, attention = trunk.config, trunk.layers[0].self_attn
-        self.trunk = trunk
         self.embeddings = trunk.embed_tokens.weight
         self.norm = Norm(trunk.norm.weight, config.rms_norm_eps)
-        self.layers = [_layer(layer, config, copied=False) for layer in trunk.layers]
+        self.layers = [_layer(layer, config) for layer in trunk.layers]
         self.size = attention.head_dim
         self.queries, self.shared = config.num_attention_heads, config.num_key_value_heads
         positions = torch.arange(length, device=self.embeddings.device)[None]
@@ -69,16 +68,6 @@ class LeanDecoder:
         sign = torch.tensor([-1, 1], dtype=sine.dtype, device=sine.device)[:, None]
         self.cosine = cosine[0].unflatten(-1, (1, 2, -1))
         self.sine = sine[0].unflatten(-1, (1, 2, -1)) * sign
-
-    def copy_size(self) -> int:
-        """Bytes that :meth:`copy` takes."""
-        matrices = [p for layer in self.trunk.layers for p in layer.parameters() if p.ndim == 2]
-        return sum(p.numel() * p.element_size() for p in matrices)
-
-    @torch.no_grad()
-    def copy(self) -> None:
-        """Go on with copies of the matrices, in which products of a few rows take less time."""
-        self.layers = [_layer(layer, self.trunk.config, copied=True) for layer in self.trunk.layers]
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, positions: Tensor, slots: Slots) -> Tensor:
@@ -160,7 +149,7 @@ def _is_heard(module: nn.Module) -> bool:
     return any(not owner.startswith("transformers.") for owner in owners)
 
 
-def _layer(layer: Any, config: Any, copied: bool) -> Layer:
+def _layer(layer: Any, config: Any) -> Layer:
     attention, feed, eps = layer.self_attn, layer.mlp, config.rms_norm_eps
     head_norm = None
     if hasattr(attention, "q_norm"):
@@ -171,11 +160,11 @@ def _layer(layer: Any, config: Any, copied: bool) -> Layer:
         head_norm = Norm(torch.cat([norm.weight.expand(count, -1) for norm, count in counts]), eps)
     return Layer(
         attention_norm=Norm(layer.input_layernorm.weight, eps),
-        heads=joined([attention.q_proj, attention.k_proj, attention.v_proj], copied),
+        heads=joined([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norm=head_norm,
-        output=addition(attention.o_proj, copied),
+        output=addition(attention.o_proj),
         feed_norm=Norm(layer.post_attention_layernorm.weight, eps),
-        unit=gated(feed.gate_proj, feed.up_proj, feed.act_fn, copied),
-        down=addition(feed.down_proj, copied),
+        unit=gated(feed.gate_proj, feed.up_proj, feed.act_fn),
+        down=addition(feed.down_proj),
         scaling=attention.scaling,
     )

@@ -9,10 +9,7 @@ from torch import nn
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig, ModelConfig, QuantizationConfig
 from lit_align.models.tokenizers import load_tokenizer
-from lit_align.rollouts import decoding
 from lit_align.rollouts.generator import Generator
-from lit_align.rollouts.lean import LeanDecoder
-from lit_align.rollouts.lean_head import LeanHead
 from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.transformers_generator import TransformersGenerator
@@ -67,22 +64,6 @@ def test_greedy_is_what_generate_writes(kind, monkeypatch):
     # Three rows for six completions, so that rows end, move, and are filled again.
     forest = greedy(policy, max_rows=3)
     assert_greedy(model, forest)
-
-
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_greedy_with_copies_of_the_weights(kind, monkeypatch):
-    model = build(kind, FLAT[kind])
-    copies = []
-    for part in (LeanDecoder, LeanHead):
-        own = part.copy
-        monkeypatch.setattr(part, "copy", lambda self, own=own: copies.append(type(self)) or own(self))
-    monkeypatch.setattr(decoding, "COPY_ROWS", 2)
-    monkeypatch.setattr(decoding, "COPY_STEPS", 3)
-    assert_greedy(model, greedy(Policy(copy.deepcopy(model)), max_rows=3))
-    assert copies == [LeanDecoder, LeanHead]
-    monkeypatch.setattr(decoding, "LARGEST_COPY", 1000)
-    assert_greedy(model, greedy(Policy(copy.deepcopy(model)), max_rows=3))
-    assert len(copies) == 2
 
 
 OPTIONS = {
