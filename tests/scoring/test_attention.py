@@ -18,6 +18,9 @@ def attend(states: list[torch.Tensor], layout) -> tuple[torch.Tensor, list[torch
     out, _ = forest_attention(module, *leaves, carrier(layout), scaling=0.25)
     generator = torch.Generator().manual_seed(1)
     outer = torch.randn(out.shape, generator=generator).bfloat16().to(out.dtype)
+    with torch.no_grad():
+        again, _ = forest_attention(module, *leaves, carrier(layout), scaling=0.25)
+    assert torch.equal(again, out), "a reference that is the policy says something else"
     return out.detach(), list(torch.autograd.grad(out, leaves, outer))
 
 
