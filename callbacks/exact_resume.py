@@ -197,11 +197,10 @@ class ExactResume(L.Callback):
         """Say what a broken connection means where batches come from other processes."""
         # torch names a dead worker where it waits for a batch, and not where it fetches one's tensors.
         if self._workers and isinstance(exception, (ConnectionError, EOFError)):
-            logger.error(
-                "a DataLoader worker exited unexpectedly (%s: %s), most often because the machine ran out of "
-                "memory: take fewer num_workers or smaller batches, and go on from the last checkpoint",
-                type(exception).__name__,
-                exception,
+            # Behind the exception's own words, where people look first in a long traceback.
+            exception.add_note(
+                "a DataLoader worker exited unexpectedly, most often because the machine ran out of memory: "
+                "take fewer num_workers or smaller batches, and go on from the last checkpoint"
             )
 
     # -- position --------------------------------------------------------------------------------
