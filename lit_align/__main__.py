@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
 
 def _complain(error: Exception, status: int) -> int:
     hint = getattr(error, "hint", "") or "LIT_ALIGN_DEBUG=1 shows where it was raised"
-    text = str(error) if str(error) else type(error).__name__
+    text = "\n  ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
     # It may quote a file.
     print(printable(f"error: {text}\n  {hint}"), file=sys.stderr)
     return status

@@ -70,3 +70,15 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_ALIGN_DEBUG", "1")
     with pytest.raises(Exception, match="is not a command"):
         main(["nonsense"])
+
+
+def test_what_was_noted_of_an_error_is_said(monkeypatch, capsys) -> None:
+    def lost(_: list[str]) -> int:
+        error = ConnectionResetError("Connection reset by peer")
+        error.add_note("a DataLoader worker exited unexpectedly")
+        raise error
+
+    monkeypatch.setattr("lit_align.__main__._run", lost)
+    monkeypatch.delenv("LIT_ALIGN_DEBUG", raising=False)
+    assert main(["fit"]) == 1
+    assert "Connection reset by peer\n  a DataLoader worker exited unexpectedly" in capsys.readouterr().err
