@@ -109,4 +109,6 @@ def _merge(metrics: list[Metric]) -> Metric:
     how = metrics[0].reduce
     if how == "mean":
         return Metric(values.sum(), torch.stack([m.weight for m in metrics]).sum())
-    return Metric(values.min() if how == "min" else values.max(), metrics[0].weight, how)
+    # Of weight where any part is: one in which nothing counted holds no extreme, but an infinity.
+    weight = torch.stack([m.weight for m in metrics]).max()
+    return Metric(values.min() if how == "min" else values.max(), weight, how)

@@ -77,8 +77,12 @@ def head_scores(
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
 
 
-def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Write ``exp(z - max z)`` over the logits ``[rows, V]``.
+def exponentiate(logits: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """Write ``exp(z - max z)`` over the logits ``[rows, V]``, or leave them as they are.
+
+    Args:
+        logits: ``[rows, V]``.
+        keep: leave them; the sums are the same to the bit.
 
     Returns:
         ``max z`` and the sums of the exponentials, ``[rows]`` each.
@@ -89,7 +93,8 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     for a in range(0, len(logits), step):
         rows, most = logits[a : a + step], largest[a : a + step]
         torch.amax(rows, -1, out=most)
-        torch.sum(rows.sub_(most[:, None]).exp_(), -1, out=sums[a : a + step])
+        shifted = rows.sub(most[:, None]) if keep else rows.sub_(most[:, None])
+        torch.sum(shifted.exp_(), -1, out=sums[a : a + step])
     return largest, sums
 
 
@@ -169,6 +174,7 @@ class HeadWork:
         """``[b - a, V]`` logits, in float32 at least, which the next call overwrites."""
         states = self.hidden[a:b].to(self.dtype)
         if self.tile is None or len(self.tile) < len(states):
+            self.tile = None  # the smaller one, so that there are never two
             self.tile = states.new_empty(len(states), len(self.weight))
         # A tile is the largest tensor there is, and memory that was not touched before comes page by page.
         logits = torch.mm(states, self.weight.T, out=self.tile[: len(states)]).to(self.wide)
@@ -184,21 +190,16 @@ class HeadWork:
         Without statistics the tile holds exponentials, and the norms are their sums; with, it holds logits,
         and the norms are the logarithms of the sums.
         """
-        logits = self.logits(a, b)
-        if not self.powers:
-            norm = logits.logsumexp(-1)
-            return logits, self.scores(logits, norm, a, b), norm
-        chosen = logits.gather(1, self.targets[a:b, None])[:, 0]
-        largest, sums = exponentiate(logits)
-        return logits, {"logps": chosen - largest - sums.log()}, sums
-
-    def scores(self, logits: Tensor, lse: Tensor, a: int, b: int) -> dict[str, Tensor]:
-        """Log-probs and statistics of rows ``a .. b``."""
-        targets = self.targets[a:b]
-        found = {"logps": logits.gather(1, targets[:, None])[:, 0] - lse}
+        logits, targets = self.logits(a, b), self.targets[a:b]
+        chosen = logits.gather(1, targets[:, None])[:, 0]
+        largest, sums = exponentiate(logits, keep=not self.powers)
+        # With and without statistics to the bit: a reference, asked for none, must equal its policy.
+        scores = {"logps": chosen - largest - sums.log()}
+        if self.powers:
+            return logits, scores, sums
         if self.statistics:
-            found |= token_statistics(logits, targets, self.statistics) | found
-        return found
+            scores = token_statistics(logits, targets, self.statistics) | scores
+        return logits, scores, largest + sums.log()
 
     def _differentiate(
         self, scores: dict[str, Tensor], block: Block, loss: Loss

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_align.algorithms.dpo import DPO
 from lit_align.batches import Forest
-from lit_align.scoring.references import EMA, FromPath, NoReference
+from lit_align.scoring.references import EMA, AdapterOff, FromPath, FrozenCopy, NoReference
 
 NAMES = {"label_smoothing": "label_smoothing", "beta": "beta", "ld_alpha": "ld_alpha"}
 NAMES |= {"use_weighting": "wpo", "f_divergence_type": "f_divergence", "f_alpha_divergence_coef": "f_alpha"}
@@ -177,3 +177,35 @@ def test_a_function_is_a_loss(golden, golden_models, one_step):
     assert one_step(module, [forest(rows)]).metrics["loss"] == pytest.approx(
         sum(expected) / len(expected), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("reference", [FrozenCopy, AdapterOff])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_untouched_policy_wins_no_pair_whatever_is_logged(golden_models, reference, dtype):
+    """Policy and reference are equal to the bit, so that every pair is a tie."""
+    model: Any = policy(golden_models).to(dtype)
+    if reference is AdapterOff:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    module = DPO(model, reference=reference())
+    module.configure_model()
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 60, (length,), generator=generator).tolist()
+
+    rows = [(ids(3 + i % 5), [ids(4 + i % 7), ids(6 + i % 4)]) for i in range(24)]
+    batch = module.prepare(Forest.from_lists([p for p, _ in rows], [pair for _, pair in rows]))
+    for logging in (False, True):
+        options = module.score_options(logging=logging)
+        assert bool(options["statistics"]) == logging
+        parts = []
+
+        def loss(scores, part, parts=parts):
+            parts.append((scores.logps, part.token_columns["reference_logps"]))
+            return module.loss(scores, part)
+
+        metrics = module.policy(batch, loss=loss, **options).metrics
+        assert all(torch.equal(own, theirs) for own, theirs in parts)
+        assert metrics["rewards/accuracies"].value.item() == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.algorithms.metrics import MetricTable
-from lit_align.outputs import Metric
+from lit_align.outputs import Metric, merge_metrics
 
 
 def test_mean_is_weighted_and_extremes_are_extremes():
@@ -59,3 +59,14 @@ def test_any_cut_gives_the_same_mean(pairs, data):
         [{"m": Metric.mean(values[:cut], weights[:cut])}, {"m": Metric.mean(values[cut:], weights[cut:])}]
     )
     assert whole.compute()["m"] == pytest.approx(parts.compute()["m"], abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["min", "max"])
+def test_an_extreme_counts_where_any_part_has_weight(how):
+    """A part in which no token counts brings an infinity of no weight, wherever it stands."""
+    nothing = Metric(torch.tensor(torch.inf if how == "min" else -torch.inf), torch.tensor(0.0), how)
+    something = Metric(torch.tensor(0.7), torch.tensor(1.0), how)
+    for parts in ([nothing, something], [something, nothing]):
+        merged = merge_metrics([{"ratio": part} for part in parts])["ratio"]
+        assert (merged.value.item(), merged.weight.item()) == (pytest.approx(0.7), 1.0)
+    assert merge_metrics([{"ratio": nothing}, {"ratio": nothing}])["ratio"].weight == 0
