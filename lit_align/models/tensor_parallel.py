@@ -220,21 +220,29 @@ def _planned(model: Any, size: int) -> dict[nn.Module, tuple[type[Local], Placem
         reason = f"its plan asks for {', '.join(unknown)}" if unknown else "transformers has no plan for it"
         raise ValueError(f"{name} cannot be split by tensor parallelism: {reason}; {_INSTEAD}")
     _check_heads(inner.config.get_text_config(), name, size)
+    _check_sparsity(inner.config.get_text_config(), name)
     found: dict[nn.Module, tuple[type[Local], Placement]] = {}
+    explained: set[nn.Module] = set()
     parents: dict[str, list[nn.Module]] = {}
     for path, module in trunk.named_modules():
         style = next((s for pattern, s in plan.items() if fnmatch.fnmatchcase(path, pattern)), None)
         if style is not None and path.count(".") == next(iter(plan)).count("."):
             found |= _parts(module, style, f"{name}.{path}", size)
+            explained |= set(module.modules())
             if style == "colwise":
                 parents.setdefault(path.rpartition(".")[0], []).append(module)
     if not found:
         raise ValueError(f"{name} cannot be split by tensor parallelism: no layer is in its plan; {_INSTEAD}")
     for path, children in parents.items():
         parent = trunk.get_submodule(path)
-        weighted = [m for m in parent.modules() if next(m.parameters(recurse=False), None) is not None]
+        weighted = {
+            f"{name}.{path}.{own}".rstrip("."): module
+            for own, module in parent.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        }
+        _check_explained(weighted, explained)
         # Where something else looks at the hidden states too (LoRA's first matrices), each layer sums alone.
-        if set(weighted) <= found.keys() and not any(hasattr(child, "lora_A") for child in children):
+        if set(weighted.values()) <= found.keys() and not any(hasattr(child, "lora_A") for child in children):
             found |= dict.fromkeys(children, (_Given, Shard(0))) | {parent: (_Block, Replicate())}
     return found
 
@@ -247,6 +255,25 @@ def _check_heads(config: Any, name: str, size: int) -> None:
                 f"{name} has {key} {heads}, which {size} processes cannot share evenly: choose another "
                 "tensor_parallel_size"
             )
+
+
+def _check_explained(weighted: dict[str, nn.Module], explained: set[nn.Module]) -> None:
+    # It may work on a process's own features, and then its gradients, or its weights, are parts too.
+    for path, module in weighted.items():
+        if module not in explained:
+            raise ValueError(
+                f"{path} is a {type(module).__name__} with weights between layers that are split, and their "
+                f"plan does not say what becomes of it; {_INSTEAD}"
+            )
+
+
+def _check_sparsity(config: Any, name: str) -> None:
+    pattern = getattr(config, "activation_sparsity_pattern", None)
+    if pattern is not None and any(pattern):
+        raise ValueError(
+            f"{name} cannot be split by tensor parallelism: activation_sparsity_pattern asks for mean and "
+            f"deviation over all features of mlp, of which each process has some; {_INSTEAD}"
+        )
 
 
 def _parts(module: Any, style: str, path: str, size: int) -> dict[nn.Module, tuple[type[Local], Placement]]:

@@ -1,4 +1,4 @@
-"""What can be split, and what is refused; that the numbers are right is in two_process."""
+"""What can be split, and what is refused; the numbers are in two_process/test_split_families.py."""
 
 from typing import Any
 
@@ -20,6 +20,18 @@ SMALL: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+}
+
+NARROW: dict[str, Any] = {
+    "kind": "gemma3n_text",
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+    "activation_sparsity_pattern": [0.0, 0.5],
+    "vocab_size_per_layer_input": 8,
+    "hidden_size_per_layer_input": 4,
+    "head_dim": 4,
+    "pad_token_id": 0,
 }
 
 
@@ -64,6 +76,15 @@ def mesh(tmp_path):
         ({"kind": "mixtral"}, 2, "MixtralForCausalLM cannot be split .* packed_colwise"),
         ({"kind": "olmo2"}, 2, "Olmo2ForCausalLM cannot be split .* colwise_gather_output"),
         ({"kind": "gpt2", "n_head": 4, "n_embd": 16}, 2, "GPT2LMHeadModel .* no plan for it"),
+        ({"kind": "phi", "qk_layernorm": True}, 2, r"PhiForCausalLM\.layers\.0\.self_attn\.q_layernorm is"),
+        (
+            {"kind": "phi", "qk_layernorm": True, "lora": {"target_modules": "all-linear"}},
+            2,
+            r"layers\.0\.self_attn\.q_layernorm is a LayerNorm with weights between layers that are split",
+        ),
+        ({"kind": "cohere", "use_qk_norm": True}, 2, r"CohereForCausalLM\.layers\.0\.self_attn\.q_norm is"),
+        ({"kind": "apertus"}, 2, r"ApertusForCausalLM\.layers\.0\.mlp\.act_fn is a XIELUActivation"),
+        (NARROW, 2, "Gemma3nForCausalLM cannot be split .* activation_sparsity_pattern"),
         ({"lora": {"use_dora": True, "target_modules": ["q_proj"]}}, 2, "variant of LoRA"),
     ],
 )
@@ -76,7 +97,7 @@ def test_what_cannot_be_split_is_refused_before_anything_changes(given, size, me
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt_neox"])
 def test_a_split_model_stays_what_it_is(kind, mesh):
-    """By one process all is the same: names, classes' names, numbers, gradients, tied weights."""
+    """By one process all is the same: names, classes' names, gradients' places, tied weights."""
     more = {"head_dim": 4} if kind.startswith("gemma") else {}
     options = {"lora": {"target_modules": "all-linear"}, **more}
     torch.manual_seed(0)

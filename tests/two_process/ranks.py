@@ -86,6 +86,7 @@ def serve() -> None:
             "rollouts",
             "sharded",
             "split",
+            "split_families",
             "step",
         )
     }
