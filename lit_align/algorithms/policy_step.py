@@ -151,14 +151,8 @@ def step_metrics(tokens: Decisions, scores: Scores, batch: Forest, *, fresh: boo
     }
     if scores.entropy is not None:
         metrics["policy/entropy_avg"] = Metric.mean(scores.entropy, mask)
-    if fresh and "replayed" not in batch.completion_columns:
-        sampler = batch.token_columns.get("sampler_logps", batch.token_columns["old_logps"])
-        gap = (tokens.logps.detach() - sampler) * (mask != 0)
-        metrics["ratio/first_mean"] = Metric.mean(gap.exp(), mask)
-        metrics["sampling/sampling_logp_difference/mean"] = Metric.mean(gap.abs(), mask)
-        metrics["sampling/sampling_logp_difference/max"] = Metric.high(
-            torch.cat((gap.abs(), gap.new_zeros(1)))
-        )
+    if fresh:
+        metrics |= _sampler_gap(tokens, batch)
     if "sampler_weights" in batch.token_columns:
         weights = batch.token_columns["sampler_weights"]
         name = "sampling/importance_sampling_ratio"
@@ -169,6 +163,23 @@ def step_metrics(tokens: Decisions, scores: Scores, batch: Forest, *, fresh: boo
         metrics[f"{name}/min"] = Metric(lowest.min(), some, "min")
         metrics[f"{name}/max"] = Metric(highest.max(), some, "max")
     return metrics
+
+
+def _sampler_gap(tokens: Decisions, batch: Forest) -> dict[str, Metric]:
+    # What an earlier policy sampled differs for a reason.
+    replayed, mask = batch.completion_columns.get("replayed"), tokens.mask
+    if replayed is not None:
+        mask = torch.where(replayed[batch.sequence], 0, mask)
+    sampler = batch.token_columns.get("sampler_logps", batch.token_columns["old_logps"])
+    gap = (tokens.logps.detach() - sampler) * (mask != 0)
+    name = "sampling/sampling_logp_difference"
+    # Of no weight where no token counts: such a report is left out.
+    some, largest = (mask != 0).any().float(), torch.cat((gap.abs(), gap.new_zeros(1))).max().float()
+    return {
+        "ratio/first_mean": Metric.mean(gap.exp(), mask),
+        f"{name}/mean": Metric.mean(gap.abs(), mask),
+        f"{name}/max": Metric(largest, some, "max"),
+    }
 
 
 def clip_metrics(objective: PolicyObjective, tokens: Decisions) -> dict[str, Metric]:

@@ -8,7 +8,7 @@ layers among them.
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -52,6 +52,13 @@ class NativeGenerator(Generator):
         self.prefill_tokens = prefill_tokens
         self._told = False
         self._lean: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was found of models in this process: they are asked again in another.
+        return {name: value for name, value in self.__dict__.items() if name != "_lean"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_lean": WeakKeyDictionary()}
 
     def sync(self, policy: Policy, version: int) -> None:
         """Nothing to hand over: the policy's own weights are used."""

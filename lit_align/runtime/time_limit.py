@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 #: Seconds between two looks at the clock, by which a call may be late.
 _EVERY = 0.2
+#: Seconds after which an exception that is on its way has arrived, or never will.
+_ARRIVAL = 1.0
 
 _deadlines: dict[object, tuple[int, float]] = {}
 _watcher: threading.Thread | None = None
@@ -54,13 +56,22 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:
             failure = error
         # Whoever takes the entry out decides: both take it in one instruction.
-        while _deadlines.pop(token, None) is None:
-            time.sleep(0.001)  # until the exception arrives, which is on its way
+        if _deadlines.pop(token, None) is None:
+            _await_exception()
+            raise _Stopped
     except _Stopped:
         raise OutOfTime(f"took longer than {seconds:g} s") from None
     if failure is not None:
         raise failure
     return value
+
+
+def _await_exception() -> None:
+    # It may have come where exceptions go no further (__del__, the callback of a weak reference).
+    until = time.monotonic() + _ARRIVAL
+    while time.monotonic() < until:
+        time.sleep(0.001)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
 
 
 def _watch() -> None:

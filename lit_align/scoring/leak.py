@@ -80,7 +80,10 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+            # What is inherited from torch.backends.fp32_precision stays so, and is not written down here.
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
 
 
 def probe(vocabulary: int) -> Forest:

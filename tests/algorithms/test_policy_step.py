@@ -140,5 +140,23 @@ def test_the_gap_to_the_sampler_is_reported_while_it_is_arithmetic():
     assert found["sampling/sampling_logp_difference/max"].value.item() == pytest.approx(LOG2.item())
 
 
+def test_what_is_replayed_has_no_part_in_the_gap_to_the_sampler():
+    """The replayed completion moved by log 8, which is no arithmetic; the rest by log 2."""
+    names = ("ratio/first_mean", "sampling/sampling_logp_difference/mean")
+    batch = minibatch().with_token_column("old_logps", torch.tensor([-2.0, -2.0, -2.0 - 2 * LOG2.item()]))
+    for replayed in ([False, True], [True, True]):
+        columns = {**batch.completion_columns, "replayed": torch.tensor(replayed)}
+        part = replace(batch, completion_columns=columns)
+        found = step_metrics(decisions(scores(), part, fresh=True), scores(), part, fresh=True)
+        largest = found["sampling/sampling_logp_difference/max"]
+        if all(replayed):
+            assert [found[name].weight.item() for name in names] == [0.0, 0.0]
+            assert largest.weight.item() == 0.0
+        else:
+            assert [value(found[name]) for name in names] == pytest.approx([2.0, LOG2.item()])
+            assert largest.value.item() == pytest.approx(LOG2.item())
+            assert largest.weight.item() == 1.0
+
+
 def test_completions_that_were_cut_off_lose_their_weight():
     assert without_truncated(minibatch()).weights.tolist() == [1.0, 1.0, 0.0]

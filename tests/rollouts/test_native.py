@@ -1,6 +1,7 @@
 """The native generator: greedy text is that of ``generate``, samples are those of transformers' loop."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -250,3 +251,18 @@ def test_the_first_rollout_has_the_bits_of_the_next():
     first, second = rollouts
     assert torch.equal(first.completion_ids, second.completion_ids)
     assert torch.equal(first.token_columns["old_logps"], second.token_columns["old_logps"])
+
+
+def test_a_generator_that_has_generated_can_be_pickled():
+    """Lightning's strategies send a module to processes they spawn."""
+    policy, generator = Policy(build("llama", GROUPED).eval()), NativeGenerator(max_rows=2)
+
+    def write(by):
+        return by.generate(
+            policy, None, PROMPTS, completions=1, sampling=Sampling(4, temperature=0), seeds=seeds(6)
+        )
+
+    expected = write(generator)
+    again = pickle.loads(pickle.dumps(generator))
+    assert (again.max_rows, again.prefill_tokens) == (2, 4096)
+    same(write(again), expected)

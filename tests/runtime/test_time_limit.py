@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 
@@ -82,3 +83,34 @@ def test_threads_have_limits_of_their_own():
     for thread in threads:
         thread.join()
     assert found == {0: "late", 1: "done", 2: "late", 3: "done"}
+
+
+class Swallows:
+    def __del__(self) -> None:
+        busy(time.monotonic() + 3)
+
+
+def test_an_exception_that_is_swallowed_is_raised_again(monkeypatch):
+    """In ``__del__`` an exception goes no further: the call ends as if it had never been late."""
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: seen.append(found.exc_type))
+
+    def call() -> str:
+        made = Swallows()
+        del made
+        return "done"
+
+    outcome = []
+
+    def run() -> None:
+        try:
+            outcome.append(within(0.1, call))
+        except OutOfTime:
+            outcome.append("late")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert outcome == ["late"]
+    assert seen == [time_limit._Stopped]
+    assert not time_limit._deadlines

@@ -102,3 +102,20 @@ def test_the_question_is_asked_in_full_precision(monkeypatch):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == ["ieee"]
+
+
+def test_an_inherited_precision_stays_inherited():
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in (torch.backends, *backends)]
+    try:
+        torch.backends.fp32_precision = "tf32"
+        for backend in backends:
+            backend.fp32_precision = "none"
+        with leak.full_precision():
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
+        torch.backends.fp32_precision = "ieee"
+        assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+    finally:
+        for backend, precision in zip((torch.backends, *backends), before, strict=True):
+            backend.fp32_precision = precision
