@@ -252,9 +252,13 @@ class ActorCriticModule(OnPolicy):
         if value is not None:
             output = self._with(output, value)
             output.metrics["loss"] = Metric(output.total.detach(), output.weight)
+        return output
+
+    def observe(self, output: LossOutput) -> None:
+        """Keep also the ratios."""
+        super().observe(output)
         if self.ratio_threshold is not None:
             self._ratios.append(output.metrics["val/ratio"])
-        return output
 
     def forget_minibatch(self) -> None:
         """Also its ratios."""

@@ -92,6 +92,8 @@ class AlignModule(L.LightningModule, ABC):
         self._window: list[Tensor] = []
         #: Whether the gradients of the window before are forgotten already.
         self.zeroed = False
+        #: What the scaler of float16 multiplies losses by until the next optimiser step; ``None``: not read.
+        self.loss_scale: float | None = None
 
     # -- what an algorithm says ------------------------------------------------------------------
 
@@ -110,6 +112,9 @@ class AlignModule(L.LightningModule, ABC):
     def score_options(self, logging: bool) -> dict[str, Any]:
         """Keyword arguments of the scorer; ``logging`` says whether statistics will be reported."""
         return {}
+
+    def observe(self, output: LossOutput) -> None:
+        """Keep what the next optimiser step is to know of a part of its minibatch; called once for each."""
 
     # -- model -----------------------------------------------------------------------------------
 
@@ -152,6 +157,7 @@ class AlignModule(L.LightningModule, ABC):
             self._window.clear()
             self._reports = []
             self.zeroed = False
+            self.loss_scale = None
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -189,6 +195,7 @@ class AlignModule(L.LightningModule, ABC):
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         forget_scale(optimizer)
+        self.loss_scale = None
         self.after_optimizer_step()
         if self._logs_this_step():
             self._log_training()

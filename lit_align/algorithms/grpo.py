@@ -258,10 +258,15 @@ class GRPO(OnPolicy):
     def _run(self, batch: Forest, logging: bool) -> LossOutput:
         output = super()._run(batch, logging)
         if self.entropy_control is not None:
-            self._entropies.append(output.metrics["entropy"])
             value = torch.tensor([self.entropy_control.value], device=output.total.device)
             output.metrics["entropy_coef"] = Metric.mean(value)
         return output
+
+    def observe(self, output: LossOutput) -> None:
+        """Keep also the entropy."""
+        super().observe(output)
+        if self.entropy_control is not None:
+            self._entropies.append(output.metrics["entropy"])
 
     def forget_minibatch(self) -> None:
         """Also its entropy, which is not to steer the bonus."""

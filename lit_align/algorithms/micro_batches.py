@@ -83,12 +83,19 @@ def run_parts(module: Any, batch: Forest, batch_idx: int, logging: bool) -> list
         outputs = [_backward_now(module, part, logging) for part in parts[:-1]]
         gradient.last = True
         outputs.append(module._run(parts[-1], logging))
+    # Not of the spare ones, which are rows that were counted already.
+    for output in outputs:
+        module.observe(output)
     return outputs
 
 
 def _loss_scale(module: Any) -> float:
-    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
+    # To read it is to wait for the device.
+    if module.loss_scale is None:
+        scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+        module.loss_scale = 1.0 if scaler is None else float(scaler.get_scale())
+    scale: float = module.loss_scale
+    return scale
 
 
 def _backward_now(module: Any, part: Forest, logging: bool, share: float = 1.0) -> LossOutput:

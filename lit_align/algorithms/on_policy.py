@@ -235,11 +235,11 @@ class OnPolicy(SamplingModule):
         drift, weight = self.sum_over_ranks(sums).tolist()
         self.buffer.stopped = drift > 1.5 * self.target_kl * weight
 
-    def _run(self, batch: Forest, logging: bool) -> LossOutput:
-        output = super()._run(batch, logging)
+    def observe(self, output: LossOutput) -> None:
+        """Keep how far the policy has moved."""
+        super().observe(output)
         if self.target_kl is not None and "policy/approxkl_avg" in output.metrics:
             self._moved.append(output.metrics["policy/approxkl_avg"])
-        return output
 
     # -- by hand ---------------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ def _update(module: "OnPolicy", minibatch: Forest, max_norm: float | None) -> di
     optimizer = module.own_optimizer()
     optimizer.zero_grad(set_to_none=True)
     output = module._run(minibatch, logging=True)
+    module.observe(output)
     (output.total / output.weight.clamp_min(torch.finfo(torch.float32).tiny)).backward()
     module.before_update(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -43,13 +43,8 @@ def one_step(tmp_path: Path) -> Callable[..., Run]:
         keep = KeepGradients()
         options: dict[str, Any] = {"callbacks": [keep], "logger": False, "enable_checkpointing": False}
         options |= {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-        fit = L.Trainer(
-            max_steps=1,
-            accumulate_grad_batches=len(micro_batches),
-            log_every_n_steps=1,
-            default_root_dir=tmp_path,
-            **(options | trainer),
-        )
+        options |= {"max_steps": 1, "accumulate_grad_batches": len(micro_batches), "log_every_n_steps": 1}
+        fit = L.Trainer(default_root_dir=tmp_path, **(options | trainer))
         fit.fit(module, DataLoader(list(micro_batches), batch_size=None))  # type: ignore[arg-type]
         metrics = {k.removeprefix("train/"): float(v) for k, v in fit.callback_metrics.items()}
         return Run(module, keep.grads, metrics)

@@ -49,6 +49,7 @@ def loss_and_gradients(module, experience):
     """Average loss of a minibatch of an older policy, and the gradients of all that is trained."""
     module.buffer.updates = 1
     output = module._run(experience, logging=True)
+    module.observe(output)
     loss = output.total / output.weight
     loss.backward()
     return (

@@ -186,7 +186,9 @@ def test_a_minibatch_that_is_passed_over_steers_no_entropy(golden_models, monkey
     """One of several processes runs it nevertheless, because Lightning lets none leave a step out."""
     module = GRPO(golden_policy(golden_models), rewards=no_reward, completions=2, entropy_target=1.0)
     module.configure_model()
-    monkeypatch.setattr(AlignModule, "training_step", lambda self, batch, i: self._run(batch, False).total)
+    monkeypatch.setattr(
+        AlignModule, "training_step", lambda self, batch, i: self.observe(self._run(batch, False))
+    )
     monkeypatch.setattr(GRPO, "trainer", SimpleNamespace(world_size=2))
     batch = Forest.from_lists([[5, 6]], [[[7, 8], [9]]]).with_token_column("advantages", torch.ones(3))
     module.fill(batch.with_token_column("old_logps", torch.full((3,), -1.0)), [0])

@@ -12,13 +12,18 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from lit_align.algorithms import micro_batches as parts_of_steps
 from lit_align.algorithms.dpo import DPO
+from lit_align.algorithms.grpo import GRPO
 from lit_align.algorithms.micro_batches import WithGradientOf, micro_batches
 from lit_align.algorithms.optim import OptimConfig
+from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.reward import RewardModel
 from lit_align.algorithms.sft import SFT
 from lit_align.batches import Forest
+from lit_align.rollouts.sampling import Sampling
 from lit_align.scoring import head_gradient
+from tests.algorithms.on_policy_runs import fit
 
 
 def pairs(count: int = 8, seed: int = 0) -> Forest:
@@ -144,6 +149,44 @@ def test_the_head_gradient_reaches_autograd_once(one_step, monkeypatch):
     assert len(handed) > 3
     assert handed == [False] * (len(handed) - 1) + [True]
     assert len(buffers) == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kept", "steered"),
+    [
+        (PPO, "_moved", {"target_kl": 1e9}),
+        (PPO, "_ratios", {"ratio_threshold": 1e9}),
+        (GRPO, "_entropies", {"entropy_target": 1.0, "completions": 2}),
+    ],
+)
+def test_spare_passes_steer_nothing(algorithm, kept, steered, tmp_path, monkeypatch):
+    """A process that repeats a part, because another has more of them, measures what it did without."""
+    monkeypatch.setattr(parts_of_steps, "steps_together", lambda *given: True)
+
+    def measured(spare: int) -> list[list[float]]:
+        module = algorithm(
+            "lit-align/tiny",
+            rewards=lambda completions, **rest: [float(len(text)) for text in completions],
+            sampling=Sampling(8),
+            lr=1e-3,
+            optim=OptimConfig(micro_batch_tokens=40),
+            **steered,
+        )
+        before_update, found = module.before_update, []
+
+        def look(optimizer):
+            metrics = getattr(module, kept)
+            found.append([float(sum(m.value for m in metrics)), float(sum(m.weight for m in metrics))])
+            before_update(optimizer)
+
+        monkeypatch.setattr(parts_of_steps, "_spare_parts", lambda *given: spare)
+        monkeypatch.setattr(module, "before_update", look)
+        fit(module, tmp_path / str(spare), steps=2)
+        return found
+
+    alone, padded = measured(0), measured(2)
+    assert [weight > 0 for _, weight in alone] == [True, True]
+    assert padded == [pytest.approx(sums, rel=1e-4, abs=1e-7) for sums in alone]
 
 
 def test_checkpointed_blocks_in_parts(one_step):

@@ -76,6 +76,21 @@ def test_mixed_float16_gives_the_gradients_of_float32(one_step, name, parts):
         assert (run.grads[key] - grad).norm() < 0.01 * grad.norm(), key
 
 
+@pytest.mark.parametrize("parts", [None, 300])
+def test_the_scale_is_read_once_for_each_optimiser_step(one_step, parts, monkeypatch):
+    """On a GPU each reading waits for all that was begun. The first scale is too large, and halved."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1)
+    read, ended = [], []
+    original = scaler.get_scale
+    monkeypatch.setattr(scaler, "get_scale", lambda: read.append(original()) or read[-1])
+    monkeypatch.setattr(SFT, "after_optimizer_step", lambda self: ended.append(len(read)))
+    module = make("sft", optim=OptimConfig(micro_batch_tokens=parts))
+    mixed = MixedPrecision("16-mixed", "cpu", scaler)
+    one_step(module, [pairs()] * 6, plugins=[mixed], max_steps=2, accumulate_grad_batches=3)
+    assert ended == [1, 2]
+    assert read == [2.0**30, 2.0**29]
+
+
 def test_a_step_that_float16_cannot_hold_is_left_out_and_the_scale_lowered(one_step):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     module = make("sft")
