@@ -102,8 +102,12 @@ class ZeroState:
             place = self._place(parameter)
             own = base.state[place.flat]
             for key, value in saved["state"].get(number, {}).items():
-                if not isinstance(value, Tensor) or value.ndim == 0:
-                    own[key] = value.clone() if isinstance(value, Tensor) else value
+                if not isinstance(value, Tensor):
+                    own[key] = value
+                    continue
+                if value.ndim == 0:
+                    # A fused optimiser counts its steps on the device of the weights.
+                    own[key] = value.to(place.flat.device, copy=True)
                     continue
                 if key not in own:
                     own[key] = torch.zeros_like(place.flat, dtype=value.dtype)

@@ -33,6 +33,21 @@ def test_states_that_are_not_one_number_per_weight_are_refused() -> None:
         ZeroState(zero, [[weight]]).state_dict(keep=True)
 
 
+def test_steps_are_counted_where_the_weights_are() -> None:
+    """A checkpoint is read on the host; a fused optimiser wants its count beside the weights."""
+    weight = torch.nn.Parameter(torch.zeros(4, 2))
+    flat = torch.zeros(8, device="meta")
+    base = torch.optim.AdamW([flat], lr=1.0)
+    zero = SimpleNamespace(optimizer=base, single_partition_of_fp32_groups=[flat])
+    here = SimpleNamespace(start=0, numel=8)
+    weight._hp_mapping = SimpleNamespace(hp_fragment_address=here, lp_fragment_address=here)  # type: ignore[attr-defined]
+    state = {"step": torch.tensor(3.0), "exp_avg": torch.ones(4, 2)}
+    ZeroState(zero, [[weight]]).load_state_dict({"state": {0: state}, "param_groups": [{"lr": 0.5}]})
+    assert base.state[flat]["step"].device.type == "meta"
+    assert base.state[flat]["exp_avg"].device.type == "meta"
+    assert base.param_groups[0]["lr"] == 0.5
+
+
 @pytest.mark.parametrize(("rank", "own"), [(0, [1, 2]), (1, [3]), (2, [])])
 def test_what_fills_a_part_up_is_not_looked_at(
     rank: int, own: list[int], monkeypatch: pytest.MonkeyPatch
