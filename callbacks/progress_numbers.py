@@ -27,10 +27,9 @@ SHOWN = (
 
 def total_steps(trainer: Any) -> int | None:
     """Optimiser steps of the whole run; ``None`` where nobody knows how many there will be."""
-    if trainer.max_steps > 0:
-        return int(trainer.max_steps)
     steps = trainer.estimated_stepping_batches
-    return int(steps) if math.isfinite(steps) else None
+    # Lightning says -1 for epochs of streamed data.
+    return int(steps) if math.isfinite(steps) and steps >= 0 else None
 
 
 def clock(seconds: float) -> str:

@@ -15,6 +15,7 @@ def test_clock(seconds: float, shown: str) -> None:
 
 
 def test_how_many_steps_there_are() -> None:
-    assert total_steps(SimpleNamespace(max_steps=7)) == 7
     assert total_steps(SimpleNamespace(max_steps=-1, estimated_stepping_batches=12)) == 12
+    assert total_steps(SimpleNamespace(max_steps=1000, estimated_stepping_batches=3)) == 3
     assert total_steps(SimpleNamespace(max_steps=-1, estimated_stepping_batches=float("inf"))) is None
+    assert total_steps(SimpleNamespace(max_steps=-1, estimated_stepping_batches=-1)) is None
