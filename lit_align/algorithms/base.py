@@ -1,5 +1,6 @@
 """What every algorithm shares: building the policy, an exact average of the loss, and metrics."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -252,7 +253,9 @@ class AlignModule(L.LightningModule, ABC):
         if self.optim.sparse_embedding:
             check_trainer(self.trainer)
         optimizer = build_optimizer(self, self.optim, self.lr)
-        schedule = build_schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        # Lightning says -1 for epochs of streamed data, whose end nobody knows.
+        schedule = build_schedule(optimizer, self.optim, steps if steps >= 0 else math.inf)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def saved_names(self) -> frozenset[str]:

@@ -118,7 +118,8 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float
     if math.isinf(total_steps) and (config.schedule != "constant" or (share and config.warmup)):
         raise ValueError(
             f"schedule {config.schedule!r} with warmup {config.warmup} needs to know the last step: "
-            "give the trainer max_steps or max_epochs, or take optim.schedule: constant"
+            "give the trainer max_steps (or max_epochs, where data is not streamed), or take "
+            "optim.schedule: constant with warmup 0 or a number of steps"
         )
     warmup = config.warmup * total_steps if share and config.warmup else config.warmup
     return LambdaLR(optimizer, lambda step: _factor(step, warmup, total_steps, config))

@@ -5,7 +5,7 @@ import math
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_align.algorithms.dpo import DPO
@@ -253,3 +253,32 @@ def test_gradients_kept_elsewhere_are_an_error(golden_models, one_step):
     module._average_gradients = lambda optimizer: (optimizer.zero_grad(), average(optimizer))
     with pytest.raises(RuntimeError, match="no gradients to average"):
         one_step(module, [pairs()])
+
+
+class Stream(IterableDataset):
+    """Batches, and nobody knows how many."""
+
+    def __iter__(self):
+        return iter([pairs(2)] * 3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_streamed_data_without_a_last_step(golden_models, schedule):
+    """The learning rate would fall to nothing after the first step."""
+    model = AutoModelForCausalLM.from_pretrained(golden_models / "policy")
+    module = SFT(model, lr=1e-3, optim=OptimConfig(schedule=schedule))
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if schedule != "constant":
+        with pytest.raises(ValueError, match="give the trainer max_steps"):
+            trainer.fit(module, DataLoader(Stream(), batch_size=None))
+        return
+    trainer.fit(module, DataLoader(Stream(), batch_size=None))
+    assert trainer.global_step == 3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-3

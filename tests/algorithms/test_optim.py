@@ -57,7 +57,7 @@ def test_cosine_ends_at_its_floor():
 
 
 def test_a_schedule_without_an_end_is_refused():
-    with pytest.raises(ValueError, match="max_steps or max_epochs"):
+    with pytest.raises(ValueError, match="give the trainer max_steps"):
         factors(OptimConfig(schedule="linear"), total=math.inf, steps=1)
     assert factors(OptimConfig(schedule="constant", warmup=3), total=math.inf, steps=1) == [0.25]
 
