@@ -20,8 +20,13 @@ from lit_align.runtime import trust
 MODEL_ARGUMENTS = ("policy", "critic")
 #: Values of them that are words, and no paths.
 _WORDS = ("shared", "adapter")
-#: A strategy's registered name and its class, which alone takes arguments.
-_FSDP2 = ("fsdp2", {"class_path": "lit_align.runtime.sharded_strategy.ShardedStrategy"})
+_ZERO = "lit_align.runtime.zero_strategy.ZeroStrategy"
+#: Registered names of strategies: the class, which alone takes arguments, and those that the name stands for.
+_STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fsdp2": ("lit_align.runtime.sharded_strategy.ShardedStrategy", {}),
+    "zero2": (_ZERO, {"stage": 2}),
+    "zero3": (_ZERO, {"stage": 3}),
+}
 ENV_PREFIX = "LIT_ALIGN_"
 #: Options without a dot that may come from the environment; LIT_ALIGN_DEBUG and the like are not options.
 _PLAIN_OPTIONS = ("config", "seed_everything", "ckpt_path", "model", "data", "offline")
@@ -145,12 +150,21 @@ def _with_strategy_class(
     given: list[tuple[str, str | None]], merged: dict[str, Any]
 ) -> tuple[list[tuple[str, str | None]], dict[str, Any]]:
     """The class in the place of its name, so that it can be given arguments."""
-    name, described = _FSDP2
     trainer = merged.get("trainer")
-    if isinstance(trainer, dict) and trainer.get("strategy") == name:
-        merged = {**merged, "trainer": {**trainer, "strategy": dict(described)}}
-    named = ("--trainer.strategy", name)
-    return [(o, described["class_path"]) if (o, v) == named else (o, v) for o, v in given], merged
+    name = trainer.get("strategy") if isinstance(trainer, dict) else None
+    if isinstance(trainer, dict) and isinstance(name, str) and name in _STRATEGIES:
+        path, init = _STRATEGIES[name]
+        strategy = {"class_path": path, "init_args": dict(init)}
+        merged = {**merged, "trainer": {**trainer, "strategy": strategy}}
+    spelled: list[tuple[str, str | None]] = []
+    for option, value in given:
+        if option == "--trainer.strategy" and value in _STRATEGIES:
+            path, init = _STRATEGIES[value]
+            spelled.append((option, path))
+            spelled += [(f"{option}.init_args.{key}", str(one)) for key, one in init.items()]
+        else:
+            spelled.append((option, value))
+    return spelled, merged
 
 
 def _is_path(value: str | None) -> bool:

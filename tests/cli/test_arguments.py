@@ -78,6 +78,21 @@ def test_a_strategy_by_name_takes_arguments(
     assert strategy["init_args"]["tensor_parallel_size"] == 2
 
 
+@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3)])
+@pytest.mark.parametrize("place", ["yaml", "options"])
+def test_zero_by_name_takes_arguments(
+    name: str, stage: int, place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"trainer: {{strategy: {name}}}\n" if place == "yaml" else "{}\n")
+    named = ["--trainer.strategy", name] if place == "options" else []
+    more = ["--trainer.strategy.timeout", "60"]
+    printed = _printed(capsys, "--config", "sft.yaml", "--config", str(path), *named, *more)
+    strategy = printed["trainer"]["strategy"]
+    assert strategy["class_path"] == "lit_align.runtime.zero_strategy.ZeroStrategy"
+    assert (strategy["init_args"]["stage"], strategy["init_args"]["timeout"]) == (stage, 60)
+
+
 def test_several_configurations_merge_key_by_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     over = tmp_path / "over.yaml"
     over.write_text("model: {init_args: {beta: 0.7, policy: {lora: {r: 4}}}}\ntrainer: {max_steps: 5}\n")
