@@ -151,7 +151,7 @@ def test_time_left(monkeypatch) -> None:
     """Two of ten steps in 4 seconds leave 8 steps of 2 seconds; 100 tokens in 4 - 1 seconds."""
 
     class Trainer:
-        global_step, max_steps = 0, 10
+        global_step, estimated_stepping_batches = 0, 10
 
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
