@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -70,12 +71,15 @@ def _mirror(module: nn.Module, tensors: dict[int, Tensor], made: dict[int, nn.Mo
 
 
 def sharded_copy(model: nn.Module) -> Any:
-    """A frozen copy of a sharded model as it is now, in shards of its own. Collective."""
+    """A frozen copy of a sharded model as it is now, in shards of its own over all processes. Collective."""
     from torch.distributed.fsdp import fully_shard
 
     from lit_align.models.sharding import layers
 
     mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+    if mesh.ndim > 1:
+        # Of two dimensions FSDP2 would hold copies along the first.
+        mesh = DeviceMesh(mesh.device_type, mesh.mesh.flatten())
     copy = whole_model(model).requires_grad_(False).eval()
     inner = copy.get_base_model() if hasattr(copy, "peft_config") else copy
     for layer in (*layers(inner), copy):

@@ -85,6 +85,7 @@ def serve() -> None:
             "on_policy",
             "rollouts",
             "sharded",
+            "sharded_copies",
             "split",
             "split_families",
             "step",
