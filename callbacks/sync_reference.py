@@ -10,7 +10,7 @@ from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sharding import mix_in, refuse_spread, reshard, spread_like, whole
 from lit_align.scoring.adapters import active_adapter, adapter_tensors
 from lit_align.scoring.frozen_copy import EMA
-from lit_align.scoring.references import Cached
+from lit_align.scoring.references import Cached, Reference
 
 
 class SyncReference(L.Callback):
@@ -63,6 +63,8 @@ class SyncReference(L.Callback):
                 raise ValueError(
                     f"SyncReference: {path} keeps log-probs of a reference that stays; leave Cached out"
                 )
+            if isinstance(child, Reference):
+                child.moves = True
         reshard(pl_module)
         self._pairs = self._find(pl_module)
         if self._restored:

@@ -72,8 +72,8 @@ class ReplayBuffer:
     """Groups with spread, kept, and put in the place of groups without.
 
     The best groups by the mean size of their advantages stay; a replayed completion keeps the log-probs of
-    the policy that sampled it, so its ratios say how old it is. The reference is asked again
-    (:func:`with_present_reference`).
+    the policy that sampled it, so its ratios say how old it is. A reference that moves is asked
+    again (:func:`with_present_reference`).
 
     Args:
         size: how many groups to keep, per process.
@@ -129,12 +129,14 @@ class ReplayBuffer:
 def with_present_reference(module: "OnPolicy", rollout: Forest) -> Forest:
     """The same rollout, with what the reference of now says of replayed completions.
 
-    It may have moved since they were kept (`EMA`, `SyncReference`).
+    It may have moved since they were kept (`EMA`, `SyncReference`); one that stays is not asked.
 
     Args:
         module: whose reference.
         rollout: with the columns ``replayed`` and ``reference_logps``.
     """
+    if not module.reference.moves:
+        return rollout
     replayed = rollout.completion_columns["replayed"]
     old = replayed.tolist()
     prompts = sorted({p for c, p in enumerate(rollout.parents) if old[c]})

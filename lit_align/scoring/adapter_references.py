@@ -25,6 +25,8 @@ from lit_align.scoring.reference_base import Reference
 class AdapterOff(Reference):
     """The base under a policy with adapters. No second model, and exactly the base."""
 
+    moves = False
+
     def _attach(self, policy: Policy, config: ModelConfig | None) -> None:
         if not has_adapters(policy.model):
             raise ValueError(
@@ -56,6 +58,8 @@ class NamedAdapter(Reference):
         name: an adapter the policy has, or the name to load ``path`` under.
         path: directory or Hub name of an adapter to load.
     """
+
+    moves = False
 
     def __init__(self, name: str = "reference", path: str | None = None) -> None:
         super().__init__()

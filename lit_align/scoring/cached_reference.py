@@ -29,6 +29,8 @@ class Cached(Reference):
         path: folder to keep them in; by default ``reference`` under ``LIT_ALIGN_CACHE``.
     """
 
+    moves = False
+
     def __init__(self, inner: Reference | None = None, path: str | None = None) -> None:
         super().__init__()
         if isinstance(inner, EMA | Cached):

@@ -31,6 +31,8 @@ class FrozenCopy(Reference):
     same base; otherwise the whole model is.
     """
 
+    moves = False
+
     def __init__(self) -> None:
         super().__init__()
         self.frozen: Policy | None = None
@@ -75,6 +77,8 @@ class EMA(FrozenCopy):
         alpha: weight of the policy.
         interval: optimiser steps between two updates.
     """
+
+    moves = True
 
     synced_at: Tensor
 

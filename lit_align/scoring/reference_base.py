@@ -26,6 +26,9 @@ class Reference(nn.Module):
     tree, so that no parameter is listed twice.
     """
 
+    #: Whether it may score otherwise after a step than before; ``SyncReference`` sets it on what it moves.
+    moves = True
+
     def __init__(self) -> None:
         super().__init__()
         # A tuple is no submodule.
@@ -116,6 +119,8 @@ class Reference(nn.Module):
 
 class NoReference(Reference):
     """No reference: log-probs of 0, so that log-ratios are the policy's log-probs."""
+
+    moves = False
 
     def _score(self, batch: Forest, temperature: float) -> Tensor:
         return torch.zeros(len(batch.completion_ids), device=batch.device)

@@ -55,6 +55,8 @@ class FromPath(Reference):
         quantization: load it in 4 (``nf4``) or 8 (``int8``) bits.
     """
 
+    moves = False
+
     def __init__(
         self,
         path: str,

@@ -18,6 +18,8 @@ class SharedLayers(Reference):
         pattern: name of a layer with ``{layer}`` for its number, where layers are not found by themselves.
     """
 
+    moves = False
+
     def __init__(self, num_shared_layers: int, pattern: str | None = None) -> None:
         super().__init__()
         self.num_shared_layers = num_shared_layers

@@ -15,6 +15,7 @@ from lit_align.algorithms.group_sampling import (
 from lit_align.algorithms.grpo import GRPO
 from lit_align.batches import Forest
 from lit_align.rollouts.sampling import Sampling
+from lit_align.scoring.references import EMA, FrozenCopy
 from tests.algorithms.on_policy_runs import fit, golden_policy, no_reward, rewarded
 
 
@@ -129,7 +130,8 @@ def test_a_row_that_comes_twice_is_answered_twice():
 
 
 def test_a_reference_that_moved_is_asked_again(golden_models):
-    module = GRPO(golden_policy(golden_models), rewards=no_reward, completions=2, replay=4, beta=0.1)
+    options = {"rewards": no_reward, "completions": 2, "replay": 4, "beta": 0.1}
+    module = GRPO(golden_policy(golden_models), reference=EMA(), **options)
     module.configure_model()
 
     def judged(index, table):
@@ -147,6 +149,24 @@ def test_a_reference_that_moved_is_asked_again(golden_models):
     now, then = (one.token_columns["reference_logps"] for one in (replayed, old))
     torch.testing.assert_close(now, reference_logps(module, replayed))
     assert not torch.allclose(now, then, atol=1e-3)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_reference_that_stays_is_asked_once(golden_models, monkeypatch, moves):
+    """Unless a callback moves it, and says so."""
+    options = {"rewards": no_reward, "completions": 2, "replay": 4, "beta": 0.1}
+    module = GRPO(golden_policy(golden_models), reference=FrozenCopy(), **options)
+    module.configure_model()
+    module.reference.moves = moves or module.reference.moves
+    asked = []
+    score = module.reference.score
+    monkeypatch.setattr(module.reference, "score", lambda *a, **k: asked.append(1) or score(*a, **k))
+    for index, table in enumerate(([[1.0], [0.0]], [[1.0], [1.0]])):
+        forest = rollout([0.0, 0.0], first_row=index)
+        columns = {"old_logps": forest.token_columns["old_logps"]}
+        judged = judge(module, replace(forest, token_columns=columns), rewarded(table))[0]
+    assert judged.completion_columns["replayed"].all()
+    assert len(asked) == (3 if moves else 2)
 
 
 def test_a_dry_pool_is_filled_up_with_what_there_is(tmp_path):

@@ -121,6 +121,15 @@ def test_our_dpo_equals_its_own_ema_reference(make_trainer) -> None:
     assert found[0] == found[1]
 
 
+def test_a_reference_that_is_moved_says_so(make_trainer) -> None:
+    reference = FrozenCopy()
+    assert not reference.moves
+    module = DPO("lit-align/tiny", reference=reference)
+    trainer = make_trainer(SyncReference(0.5, 2), max_steps=1)
+    trainer.fit(module, PreferenceDataModule("lit-align/manners-pairs", batch_size=2))
+    assert reference.moves
+
+
 def test_what_cannot_be_synced_is_told(make_stranger, make_model, make_trainer, loader) -> None:
     def fit(module: Any, **options: Any) -> None:
         make_trainer(SyncReference(**options), max_steps=1).fit(module, loader())

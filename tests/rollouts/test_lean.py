@@ -8,7 +8,7 @@ import torch
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig, ModelConfig
 from lit_align.rollouts import decoding, lean_parts
-from lit_align.rollouts.lean import LeanDecoder, lean_decoder
+from lit_align.rollouts.lean import LeanDecoder, lean_decoder, same_states
 from lit_align.rollouts.native import NativeGenerator
 from lit_align.rollouts.sampling import Sampling
 from lit_align.rollouts.slots import PromptStates, Slots
@@ -143,3 +143,21 @@ def test_weights_that_were_trained_meanwhile_are_used():
     found = generator.generate(policy, None, [[5, 6]], **request)
     again = NativeGenerator().generate(Policy(copy.deepcopy(policy.model)), None, [[5, 6]], **request)
     assert torch.equal(found.completion_ids, again.completion_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_row_is_seen_beside_an_outlying_feature(dtype):
+    """Trained models have features a hundred times as large as the others."""
+    own = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    own = own.clamp(-0.9, 0.9)
+    own[:, 5] = 40.0
+    wrong = own.clone()
+    wrong[1] = -own[1]
+    wrong[1, 5] = 40.0
+    assert same_states(own.to(dtype), own.to(dtype))
+    assert not same_states(wrong.to(dtype), own.to(dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_is_no_reason_to_step_aside(kind):
+    assert same_states(*both(build(kind, FLAT[kind]).bfloat16()))

@@ -204,6 +204,36 @@ def test_the_block_mask_is_the_forest(rows, data):
         assert torch.equal(mask.mask_mod(zero, zero, q, k), wanted)
 
 
+@pytest.mark.parametrize("only_rows", [False, True])
+def test_the_blocks_are_those_with_something_to_see(only_rows):
+    """Rows of several blocks of 128: a list names each block that has a pair, and no other."""
+    branches = [[7] * 150, [8] * 60, [9] * 200]
+    layout = flat_layout(forest([([5] * 140, branches), ([6] * 30, [[7] * 170])]))
+    expected = allowed(layout)
+    places = None
+    if only_rows:
+        places = torch.arange(1, len(expected), 2)
+        expected = expected[places]
+    mask = kernels.block_mask(layout, places)
+    size = 128
+    rows, columns = (-(-n // size) * size for n in expected.shape)
+    whole = torch.zeros(rows, columns, dtype=torch.bool)
+    whole[: expected.shape[0], : expected.shape[1]] = expected
+    blocks = whole.unflatten(1, (-1, size)).unflatten(0, (-1, size)).transpose(1, 2)
+    assert (size, size) == mask.BLOCK_SIZE
+    assert mask.seq_lengths == tuple(expected.shape)
+    assert blocks.shape[1] >= 4
+    assert torch.equal(mask.to_dense()[0, 0].bool(), blocks.any(-1).any(-1))
+    # Blocks in which the mask is not asked at all.
+    full = torch.zeros(blocks.shape[:2], dtype=torch.bool)
+    for row, (count, found) in enumerate(
+        zip(mask.full_kv_num_blocks[0, 0], mask.full_kv_indices[0, 0], strict=True)
+    ):
+        full[row, found[:count]] = True
+    assert torch.equal(full, blocks.all(-1).all(-1))
+    assert full.any()
+
+
 @settings(deadline=None, max_examples=30)
 @given(rows=forests, data=st.data())
 def test_the_lengths_are_the_forest(rows, data):
