@@ -16,6 +16,7 @@ from lit_align.callbacks.schedule import Schedule
 from lit_align.callbacks.sentinel_check import Seen
 from lit_align.callbacks.sentinel_checks import CHECKS
 from lit_align.callbacks.sharing import gather
+from lit_align.runtime.gradients import norm_of_step, numbers
 
 #: Completions at once.
 _BATCH = 16
@@ -83,9 +84,15 @@ class Sentinel(L.Callback):
         """The gradient norm, where the step that is about to be taken gets a look."""
         every = self._schedule.every_n_steps
         if every and (trainer.global_step + 1) % every == 0:
+            # One row each of a sparse gradient, so that the norm is that of the whole.
             grads = [
-                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+                numbers(p.grad.coalesce() if p.grad.is_sparse else p.grad)
+                for group in optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
             ]
+            if not grads:
+                return
             norm: Any = torch.nn.utils.get_total_norm(grads)
             self._grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
@@ -97,6 +104,8 @@ class Sentinel(L.Callback):
             return
         metrics = self._fresh(trainer)
         new = bool(metrics) and not self._of_validation
+        if self._grad_norm is None:
+            self._grad_norm = norm_of_step(trainer.strategy)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         seen = Seen(
             loss=float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None,

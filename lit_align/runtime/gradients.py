@@ -55,6 +55,21 @@ def numbers(grad: Tensor) -> Tensor:
     return grad._values() if grad.is_sparse else grad
 
 
+def norm_of_step(strategy: Any) -> float | None:
+    """The norm of all gradients of the last step, before clipping, as DeepSpeed found it.
+
+    Args:
+        strategy: the trainer's; ours or Lightning's own DeepSpeed.
+
+    Returns:
+        Infinite where gradients that were not finite left the step out; ``None`` where nobody has looked, and
+        of other strategies, whose gradients are with the parameters before the step.
+    """
+    engine = getattr(strategy, "deepspeed_engine", None)
+    norm = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else None
+    return None if norm is None else float(norm)
+
+
 def forget_gradients(strategy: Any, optimizer: Any) -> None:
     """Let go of the gradients of a window, whether a step was taken with them or not.
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_align import DPO, SFT, RewardModel
+from lit_align.algorithms.optim import OptimConfig
 from lit_align.callbacks import KLTracker, Sentinel
 from lit_align.callbacks.sentinel_check import Seen
 from lit_align.callbacks.sentinel_checks import CHECKS, repeated_share
@@ -227,3 +228,38 @@ def test_checks_can_be_left_out() -> None:
     assert names == [name for name in CHECKS if name != "repetition"]
     with pytest.raises(ValueError, match="no check loss; there are zero_loss"):
         Sentinel(without=["loss"])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_norm_of_a_sparse_gradient_is_that_of_the_whole(sparse: bool, make_trainer: Any) -> None:
+    """Token 0 has the gradients 1 and 2, so 3 in all, and token 3 has 4."""
+    embedding = torch.nn.Embedding(5, 1, sparse=sparse)
+    (embedding(torch.tensor([0, 0, 3])).squeeze(1) * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
+    sentinel = Sentinel(1)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)
+    sentinel.on_before_optimizer_step(make_trainer(), Any, optimizer)  # type: ignore[arg-type]
+    assert sentinel._grad_norm == 5.0
+    embedding.weight.grad = None
+    idle = Sentinel(1)
+    idle.on_before_optimizer_step(make_trainer(), Any, optimizer)  # type: ignore[arg-type]
+    assert idle._grad_norm is None
+
+
+def test_a_run_with_sparse_gradients_is_looked_at(make_trainer: Any) -> None:
+    norms: list[list[float | None]] = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        optim = OptimConfig(sparse_embedding=sparse, schedule="constant")
+        module = RewardModel("lit-align/tiny", lr=1e-4, optim=optim)
+        seen: list[float | None] = []
+
+        class Keeps(Sentinel):
+            def _look(self, trainer: Any, found: Seen, into: list[float | None] = seen) -> None:
+                into.append(found.grad_norm)
+
+        data = PreferenceDataModule(train="lit-align/manners-pairs")
+        make_trainer(Keeps(1), max_steps=3, limit_val_batches=0).fit(module, data)
+        norms.append(seen)
+    assert len(norms[0]) == 3
+    assert None not in norms[0]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)

@@ -1,5 +1,6 @@
 """Gradients are scaled and forgotten where they are; strategies that cannot do either are refused."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Single
 from lit_align.runtime.gradients import (
     check_strategy,
     forget_gradients,
+    norm_of_step,
     scale_gradients,
     steps_together,
 )
@@ -69,3 +71,12 @@ def test_strategies_that_average_by_themselves_are_refused() -> None:
 def test_who_waits_for_whom(optimizer: torch.optim.Optimizer) -> None:
     assert steps_together(Keeping(), [])
     assert not steps_together(SingleDeviceStrategy(), [weight_of(optimizer)])
+
+
+def test_the_norm_of_a_step_is_where_deepspeed_left_it():
+    def engine(norm: Any) -> Any:
+        return SimpleNamespace(deepspeed_engine=SimpleNamespace(get_global_grad_norm=lambda: norm))
+
+    assert norm_of_step(engine(torch.tensor(2.5))) == 2.5
+    assert norm_of_step(engine(None)) is None
+    assert norm_of_step(SingleDeviceStrategy()) is None

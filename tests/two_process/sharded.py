@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from lit_align import DPO, SFT, RewardModel
 from lit_align.algorithms.base import AlignModule
 from lit_align.algorithms.optim import OptimConfig
-from lit_align.callbacks import ExportHF, NanGuard
+from lit_align.callbacks import ExportHF, NanGuard, Sentinel
+from lit_align.callbacks.sentinel_check import Seen
 from lit_align.models import build
 from lit_align.models.build import build_causal_lm
 from lit_align.models.config import LoraConfig
@@ -218,11 +219,23 @@ def _gather(value: Any) -> list[Any]:
     return found
 
 
+class Norms(Sentinel):
+    """The gradient norms that a Sentinel sees."""
+
+    def __init__(self, norms: list[float | None]) -> None:
+        super().__init__(1)
+        self.norms = norms
+
+    def _look(self, trainer: Any, seen: Seen) -> None:
+        self.norms.append(seen.grad_norm)
+
+
 class Keep(L.Callback):
     def __init__(self, out: Path, built: Built) -> None:
         self.out = out
         self.built = built
         self.losses: list[float] = []
+        self.norms: list[float | None] = []
         self.shards = 0
         self.held: dict[str, int] = {}
 
@@ -248,6 +261,7 @@ class Keep(L.Callback):
         # All processes gather; the first writes.
         if trainer.is_global_zero:
             found = {"weights": whole, "losses": self.losses, "shards": self.shards}
+            found |= {"norms": self.norms}
             found |= {"held": self.held, "tokens": int(module.tokens_seen)}
             found |= {"built": self.built.everywhere, "frequencies": self.built.buffers}
             torch.save(found, self.out)
@@ -269,6 +283,8 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         # So that these small weights are spread like large ones.
         chosen = ZeroStrategy(int(strategy[-1]), persistence_threshold=0)  # type: ignore[arg-type]
     windows = algorithm.endswith("_window") and processes > 1
+    keep = Keep(out, built)
+    norms = [Norms(keep.norms)] if strategy == "auto" or strategy.startswith("zero") else []
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -284,7 +300,7 @@ def main(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: s
         gradient_clip_val=1.0,
         accumulate_grad_batches=2 if windows else 1,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[built, Keep(out, built), NanGuard(), ExportHF(out.with_suffix(""))],
+        callbacks=[built, keep, *norms, NanGuard(), ExportHF(out.with_suffix(""))],
     )
     # The processes that share products read the same rows.
     share = 8 * splits // processes

@@ -56,9 +56,11 @@ def assert_equal(one: dict, two: dict) -> None:
 def test_two_processes_equal_one(algorithm, run, tmp_path):
     one = run(algorithm, "auto", 1, tmp_path / "one.pt")
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-5)
+    assert len(one["norms"]) == len(one["losses"])
     for strategy in STAGES:
         two = run(algorithm, strategy, 2, tmp_path / f"{strategy}.pt")
         assert (two["shards"] > 0) == (strategy == "zero3")
+        assert two["norms"] == pytest.approx(one["norms"], rel=1e-4)
         assert_equal(one, two)
         # What each of them exported at its end.
         files = sorted(path.name for path in (tmp_path / "one").glob("*.safetensors"))
