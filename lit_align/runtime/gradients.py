@@ -65,7 +65,7 @@ def norm_of_step(strategy: Any) -> float | None:
         Infinite where gradients that were not finite left the step out; ``None`` where nobody has looked, and
         of other strategies, whose gradients are with the parameters before the step.
     """
-    engine = getattr(strategy, "deepspeed_engine", None)
+    engine: Any = getattr(strategy, "deepspeed_engine", None)
     norm = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else None
     return None if norm is None else float(norm)
 
