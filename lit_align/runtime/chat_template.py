@@ -13,6 +13,10 @@ SECONDS = 10.0
 CHARACTERS = 50_000_000
 
 
+class _TooLong(Exception):
+    """A product of a text or list with a number that is larger than a rendering may be."""
+
+
 class EndlessTemplate(ValueError):
     """A chat template does not end, or writes more than anybody reads."""
 
@@ -76,8 +80,11 @@ def bounded(name: str, template: str, where: str, render: Callable[[], str]) -> 
             f"{name} computes a power (**), which a chat template has no use for and "
             "which may take for ever: give another with chat_template"
         )
+    _limit_products()
     try:
         text = within(SECONDS, render)
+    except _TooLong as error:
+        raise EndlessTemplate(f"{where}: {name} {error}. Give another with chat_template") from None
     except OutOfTime:
         raise EndlessTemplate(
             f"{where}: {name} was stopped after {SECONDS:g} s; a rendering takes "
@@ -106,3 +113,39 @@ def _has_powers(template: str) -> bool:
         kind == "operator" and text == "**" and before[2] not in ("(", ",")
         for before, (_, kind, text) in pairwise(tokens)
     )
+
+
+@cache
+def _limit_products() -> None:
+    """Let transformers compile chat templates for a sandbox that looks at products before they are made.
+
+    ``'a' * n`` is one operation, whose text is there before anybody can look at its length.
+    """
+    from transformers.utils import chat_template_utils
+
+    sandbox: Any = chat_template_utils.ImmutableSandboxedEnvironment
+
+    class Limited(sandbox):
+        # Neither is a product of two constants computed while a template is compiled then.
+        intercepted_binops = frozenset({"*"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_product(left, right)
+            return super().call_binop(context, operator, left, right)
+
+    chat_template_utils.ImmutableSandboxedEnvironment = Limited
+    # What was compiled before was for the other.
+    chat_template_utils._compile_jinja_template.cache_clear()
+
+
+def _check_product(left: Any, right: Any) -> None:
+    for repeated, times in ((left, right), (right, left)):
+        if not isinstance(repeated, str | bytes | list | tuple) or not isinstance(times, int):
+            continue
+        # An entry of a list is a pointer of eight bytes.
+        limit = CHARACTERS if isinstance(repeated, str | bytes) else CHARACTERS // 8
+        if len(repeated) * times > limit:
+            raise _TooLong(
+                f"multiplies {'text' if isinstance(repeated, str | bytes) else 'a list'} to a length of "
+                f"{len(repeated) * times:,}, more than {limit:,}"
+            )

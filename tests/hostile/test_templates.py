@@ -1,6 +1,7 @@
 """Chat templates are text from strangers, and get no further than text."""
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -105,4 +106,36 @@ def test_a_template_that_writes_too_much_is_refused(monkeypatch: pytest.MonkeyPa
     tokenizer = load_tokenizer("lit-align/tiny")
     conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
     with pytest.raises(DataError, match=r"row 1: .* wrote 3,000 characters, more than 1,000"):
-        ChatRenderer(tokenizer, "{{ 'abc' * 1000 }}").render(conversation, conversation.messages)
+        ChatRenderer(tokenizer, "{% for i in range(1000) %}abc{% endfor %}").render(
+            conversation, conversation.messages
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{{ 'a' * 300000000 }}", "text to a length of 300,000,000, more than 50,000,000"),
+        ("{{ 300000000 * 'a' }}", "text to a length of 300,000,000"),
+        ("{% set n = 30000 %}{{ messages[0].content * n * n }}", "text to a length of"),
+        ("{{ ([0] * 90000000) | length }}", "a list to a length of 90,000,000, more than 6,250,000"),
+        ("{% generation %}{{ 'a' * 300000000 }}{% endgeneration %}", "text to a length of 300,000,000"),
+    ],
+)
+def test_large_products_are_refused_before_they_are_made(template: str, found: str) -> None:
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"row 1: .* multiplies {found}"):
+            ChatRenderer(tokenizer, template).pieces(conversation)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_small_products_are_as_ever() -> None:
+    template = "{{ '=' * 3 }}{{ 2 * 3 * 1.5 }}{{ ([1, 2] * 2) | length }}{{ 'a' * -1 }}{{ true * 'b' }}"
+    tokenizer = load_tokenizer("lit-align/tiny")
+    conversation = Conversation("row 1", [dict(message) for message in MESSAGES])
+    assert ChatRenderer(tokenizer, template).render(conversation, conversation.messages) == "===9.04b"
