@@ -19,10 +19,11 @@ from lit_align.rollouts.decoding import IDLE, DecodingLoop, Values
 from lit_align.rollouts.generate import generation_mode
 from lit_align.rollouts.generator import Generator, check_positions, check_request
 from lit_align.rollouts.sampling import Sampling
-from lit_align.rollouts.sharded import agree, whole_root
+from lit_align.rollouts.sharded import whole_root
 from lit_align.rollouts.stopping import stop_tokens
 from lit_align.rollouts.transcript import Transcript
 from lit_align.rollouts.transformers_generator import TransformersGenerator
+from lit_align.runtime.agreement import agree
 from lit_align.scoring import leak
 from lit_align.scoring.padded import base_model
 from lit_align.scoring.policy import Policy

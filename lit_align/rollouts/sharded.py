@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_align.batches import Forest
@@ -53,10 +52,3 @@ def check_sampling(strategy: Any) -> None:
             "completions cannot be sampled under ZeRO 3, whose weights are whole only while a layer of the "
             "module runs: use --trainer.strategy zero2, fsdp2 or ddp"
         )
-
-
-def agree(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers."""
-    found = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    return int(found)

@@ -55,6 +55,13 @@ def gathered(values: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
+def agree(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers. Collective."""
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 @contextmanager
 def together(what: str) -> Iterator[None]:
     """Run a block that may fail on some processes only: where it fails on one, all raise. Collective.

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_align.batches import Forest
 from lit_align.functional.kl import full
+from lit_align.runtime.agreement import agree
 from lit_align.scoring import padded
 from lit_align.scoring.divergence_head import divergence_loss
 from lit_align.scoring.head import Head, plain_head
@@ -38,9 +39,9 @@ def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature:
     # Where weights are gathered, a process without tokens takes its part in that.
     if not spread and not batch.weights.any():
         return torch.zeros_like(batch.weights)
-    own = _predictions(policy, batch, temperature)
+    own = _predictions(policy, batch, temperature, spread)
     with reference.using() as scorer:
-        other = _predictions(scorer, batch, temperature)
+        other = _predictions(scorer, batch, temperature, spread)
     scored = batch.weights.nonzero().squeeze(1)
     if own[1] is not None and other[1] is not None:
         weights = torch.ones(len(own[0]), device=batch.device)
@@ -51,10 +52,14 @@ def full_kl(policy: Policy, reference: Reference, batch: Forest, *, temperature:
     return torch.zeros_like(batch.weights).index_put((scored,), values.float())
 
 
-def _predictions(scorer: Policy, batch: Forest, temperature: float) -> tuple[Tensor, Head | None]:
+def _predictions(
+    scorer: Policy, batch: Forest, temperature: float, spread: bool
+) -> tuple[Tensor, Head | None]:
     """States and head, or logits and ``None`` where the head is more than one matrix."""
     base: Any = padded.base_model(scorer.model)
-    if plain_head(base) is None or scorer.flat_layout(batch) is None:
+    pads = plain_head(base) is None or scorer.flat_layout(batch) is None
+    # Heads are gathered by all processes or by none, and one may have a document longer than a window.
+    if bool(agree(int(pads), batch.device)) if spread else pads:
         return scorer.scored_logits(batch) / temperature, None
     states, _ = scorer.token_states(batch)
     # Asked for anew, since gathering may have put other tensors in the place of the weights.

@@ -83,6 +83,7 @@ def serve() -> None:
             "exports",
             "failures",
             "on_policy",
+            "full_kl",
             "rollouts",
             "sharded",
             "sharded_copies",
