@@ -40,7 +40,8 @@ def generate(
         module: whose policy and generator.
         prompts: a batch; completions that it has are ignored.
         purpose: names the randomness: the same purpose, rows and weights give the same completions, whatever
-            the batch and the number of processes.
+            the batch and the number of processes. Only a row that comes twice is told from its copy within
+            a process, and not where two processes have one each.
         completions: per prompt; those of a rollout by default.
         before: rows that were completed for the same purpose already.
 
