@@ -221,7 +221,7 @@ class ChatRenderer:
 
         name = template_name(self.tokenizer, self.template)
         try:
-            return bounded(name, self._require_template(), conversation.where, render), marks
+            return bounded(name, conversation.where, render), marks
         except EndlessTemplate as error:
             raise DataError(str(error)) from error
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 from lit_align.runtime.time_limit import OutOfTime, within
@@ -11,10 +10,12 @@ from lit_align.runtime.time_limit import OutOfTime, within
 SECONDS = 10.0
 #: Characters of a rendering, at most; far above any model's context.
 CHARACTERS = 50_000_000
+#: Bits of a product of whole numbers, at most: squared again and again, one takes minutes.
+_BITS = 10_000
 
 
-class _TooLong(Exception):
-    """A product of a text or list with a number that is larger than a rendering may be."""
+class _Refused(Exception):
+    """One operation that would take too long or too much memory, and that nothing could stop."""
 
 
 class EndlessTemplate(ValueError):
@@ -49,11 +50,7 @@ def apply_template(
         )
         return text
 
-    own = tokenizer.chat_template
-    named = own if isinstance(own, dict) else {None: own}
-    # A tokenizer with several chooses by name, or by what it is given besides.
-    text = "\n".join(map(str, named.values())) if chat_template is None else named.get(chat_template)
-    return bounded(template_name(tokenizer, chat_template), text or str(chat_template), where, render)
+    return bounded(template_name(tokenizer, chat_template), where, render)
 
 
 def template_name(tokenizer: Any, chat_template: str | None) -> str:
@@ -61,12 +58,11 @@ def template_name(tokenizer: Any, chat_template: str | None) -> str:
     return f"the chat template {'of' if chat_template is None else 'given for'} {tokenizer.name_or_path}"
 
 
-def bounded(name: str, template: str, where: str, render: Callable[[], str]) -> str:
+def bounded(name: str, where: str, render: Callable[[], str]) -> str:
     """Render a template, which transformers does in a sandbox, within limits of time and size.
 
     Args:
         name: of the template, for the error; see :func:`template_name`.
-        template: its text.
         where: what is rendered, for the error.
         render: renders it.
 
@@ -74,16 +70,10 @@ def bounded(name: str, template: str, where: str, render: Callable[[], str]) -> 
         EndlessTemplate: it goes beyond a limit.
         Exception: what the template raises.
     """
-    if _has_powers(template):
-        # 9 ** 9 ** 9 is one operation, which nothing stops.
-        raise EndlessTemplate(
-            f"{name} computes a power (**), which a chat template has no use for and "
-            "which may take for ever: give another with chat_template"
-        )
-    _limit_products()
+    _limit_operations()
     try:
         text = within(SECONDS, render)
-    except _TooLong as error:
+    except _Refused as error:
         raise EndlessTemplate(f"{where}: {name} {error}. Give another with chat_template") from None
     except OutOfTime:
         raise EndlessTemplate(
@@ -99,37 +89,23 @@ def bounded(name: str, template: str, where: str, render: Callable[[], str]) -> 
 
 
 @cache
-def _has_powers(template: str) -> bool:
-    if "**" not in template:
-        return False
-    from jinja2 import Environment, TemplateSyntaxError
-
-    try:
-        tokens = [t for t in Environment().lex(template) if t[1] != "whitespace"]
-    except TemplateSyntaxError:
-        return False  # whoever renders it says so
-    # After a bracket or a comma it hands on arguments by name.
-    return any(
-        kind == "operator" and text == "**" and before[2] not in ("(", ",")
-        for before, (_, kind, text) in pairwise(tokens)
-    )
-
-
-@cache
-def _limit_products() -> None:
+def _limit_operations() -> None:
     """Let transformers compile chat templates for a sandbox that looks at products before they are made.
 
-    ``'a' * n`` is one operation, whose text is there before anybody can look at its length.
+    ``'a' * n`` and ``9 ** n`` are one operation each, which is over before anybody can look at the time or at
+    what was written.
     """
     from transformers.utils import chat_template_utils
 
     sandbox: Any = chat_template_utils.ImmutableSandboxedEnvironment
 
     class Limited(sandbox):
-        # Neither is a product of two constants computed while a template is compiled then.
-        intercepted_binops = frozenset({"*"})
+        # Neither is computed of two constants while a template is compiled then.
+        intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**":
+                raise _Refused("computes a power (**), which a chat template has no use for")
             _check_product(left, right)
             return super().call_binop(context, operator, left, right)
 
@@ -139,13 +115,15 @@ def _limit_products() -> None:
 
 
 def _check_product(left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > _BITS:
+        raise _Refused(f"multiplies whole numbers to more than {_BITS:,} bits")
     for repeated, times in ((left, right), (right, left)):
         if not isinstance(repeated, str | bytes | list | tuple) or not isinstance(times, int):
             continue
         # An entry of a list is a pointer of eight bytes.
         limit = CHARACTERS if isinstance(repeated, str | bytes) else CHARACTERS // 8
         if len(repeated) * times > limit:
-            raise _TooLong(
+            raise _Refused(
                 f"multiplies {'text' if isinstance(repeated, str | bytes) else 'a list'} to a length of "
                 f"{len(repeated) * times:,}, more than {limit:,}"
             )
