@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,16 @@ def forked() -> Iterator[Callable[..., None]]:
 
         yield run
         server.stdin.close()
+
+
+@pytest.fixture
+def run(forked, tmp_path) -> Callable[..., dict[str, Any]]:
+    """``run("sft", "fsdp2", 2, out)`` runs ``sharded.py`` and gives what its first process found."""
+    import torch
+
+    def one(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: Path | None = None) -> Any:
+        given = [] if checkpoint is None else [checkpoint]
+        forked("sharded", processes, tmp_path, algorithm, strategy, processes, out, *given)
+        return torch.load(out, weights_only=True)
+
+    return one

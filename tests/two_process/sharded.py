@@ -119,7 +119,7 @@ MODULES = {
     "actor_critic_lora": lambda: Valued(LORA, "shared"),
     "critic": lambda: Valued(dict(POLICY), "own"),
     "t5": lambda: Valued({"architecture": T5}, "shared"),
-    "value_adapter": lambda: Valued(LORA, "adapter"),
+    "value_adapter": lambda: Valued(LORA, "adapter", lr=0.003),
     "sft": lambda: SFT(dict(POLICY), lr=0.03),
     "sft_window": lambda: SFT(dict(POLICY), lr=0.03, optim=OptimConfig(micro_batch_tokens=30)),
     "sft_checkpointed": lambda: SFT(POLICY | {"gradient_checkpointing": True}, lr=0.03),

@@ -1,40 +1,11 @@
 """FSDP2 over two gloo processes gives the losses and the weights of one process."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from lit_align.runtime.manifest import fault, manifest_path
-
-
-@pytest.fixture
-def run(forked, tmp_path) -> Callable[..., dict[str, Any]]:
-    def one(algorithm: str, strategy: str, processes: int, out: Path, checkpoint: Path | None = None) -> Any:
-        forked(
-            "sharded",
-            processes,
-            tmp_path,
-            algorithm,
-            strategy,
-            processes,
-            out,
-            *[checkpoint][: bool(checkpoint)],
-        )
-        return torch.load(out, weights_only=True)
-
-    return one
-
-
-def assert_equal(one: dict, two: dict) -> None:
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6, abs=1e-6)
-    assert one["weights"].keys() == two["weights"].keys()
-    for name, weight in one["weights"].items():
-        assert float((weight - two["weights"][name]).abs().max()) <= 1e-6, name
+from tests.two_process.comparison import assert_equal, assert_same_exports
 
 
 @pytest.mark.slow
@@ -65,15 +36,6 @@ def test_sharded_equals_one_process(algorithm, run, tmp_path):
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-5)
     assert_equal(one, two)
     assert_same_exports(tmp_path / "one", tmp_path / "two")
-
-
-def assert_same_exports(one: Path, two: Path) -> None:
-    files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert files
-    for name in files:
-        whole, gathered = load_file(one / name), load_file(two / name)
-        assert whole.keys() == gathered.keys()
-        assert all(float((t - gathered[key]).abs().max()) <= 1e-6 for key, t in whole.items())
 
 
 @pytest.mark.slow
